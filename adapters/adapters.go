@@ -1,0 +1,119 @@
+// Package adapters is the border between Sidestream and the media servers that it stands beside: the words and the
+// one interface by which a sidecar knows a server. It depends on the standard library only, so that an adapter can be
+// written from this page alone; each server lives in a package below, and adaptertest checks them all the same way.
+package adapters
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// ErrNoStream says that nobody publishes a stream of the name that was asked for.
+var ErrNoStream = errors.New("no such stream")
+
+// MaxStreamID bounds the length of a stream's name, in bytes.
+const MaxStreamID = 255
+
+// StreamID is the name of a live publication. It is the same in every region and at every server. It may hold slashes
+// (MediaMTX paths do) but never starts or ends with one.
+type StreamID string
+
+// Validate reports why a name cannot be one of a stream: empty, too long, not UTF-8, control characters, or path
+// elements that a URL would swallow.
+func (id StreamID) Validate() error {
+	s := string(id)
+	switch {
+	case s == "":
+		return errors.New("stream name is empty")
+	case len(s) > MaxStreamID:
+		return fmt.Errorf("stream name is %d bytes long; at most %d are allowed", len(s), MaxStreamID)
+	case !utf8.ValidString(s):
+		return errors.New("stream name is not UTF-8")
+	case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return errors.New("stream name holds a control character")
+	}
+	for part := range strings.SplitSeq(s, "/") {
+		if part == "" || part == "." || part == ".." {
+			return fmt.Errorf("stream name %q has an empty or dotted path element", s)
+		}
+	}
+	return nil
+}
+
+// Track is one audio or video track of a stream.
+type Track struct {
+	Kind string // "audio" or "video"
+	MIME string // as in SDP: "video/H264", "audio/opus"
+	RID  string // the simulcast layer (RFC 8851), empty without simulcast
+}
+
+// Stream is a publication as the server sees it.
+type Stream struct {
+	ID StreamID
+	// Session is the server's own name of this publication; a new publisher of the same stream has another one. Where
+	// the server's WHIP Location ends in that name, a sidecar knows its own publications by it.
+	Session string
+	Since   time.Time
+	Tracks  []Track
+	// Readers counts who plays the stream from this server, by whatever protocol; -1 where the server does not say.
+	Readers int
+	// Waiting is set on a name that somebody plays and nobody publishes, at servers that accept such a play.
+	Waiting bool
+}
+
+// Endpoint is where to POST an SDP offer, and with which header fields (Authorization, and what else the server asks
+// for).
+type Endpoint struct {
+	URL    *url.URL
+	Header http.Header
+}
+
+// Request is what an HTTP request to a media server wants.
+type Request struct {
+	ID      StreamID
+	Publish bool // else a play
+}
+
+// Traits say what a make of server can and cannot do.
+type Traits struct {
+	Codecs                []string      // MIME types that it accepts; empty means all
+	Extensions            []string      // RTP header extension URIs that it passes on
+	InOrder               bool          // packets must reach it in order
+	MaxHold               time.Duration // the longest that it holds a packet back for one that is missing
+	FillAudio             bool          // holes in audio must be filled: it counts packets to make timestamps
+	DropsReadersOnReplace bool          // readers are closed when the publisher changes
+	AcceptsAndWaits       bool          // a play of a name that nobody publishes is accepted and waits
+	IgnoresPLI            bool          // key frame requests of its readers do not reach the publisher
+	Aliases               bool          // a stream can be published under another name and served under its own
+}
+
+// Adapter is all that a sidecar needs to know of the server beside it. Its methods may be called concurrently.
+type Adapter interface {
+	// Name is a short constant for logs, labels and annotations: "pionsfu", "mediamtx".
+	Name() string
+	Traits() Traits
+	// Ingest is where a WHIP offer for the stream goes (RFC 9725).
+	Ingest(id StreamID) Endpoint
+	// Egress is where a WHEP offer for the stream goes (draft-ietf-wish-whep).
+	Egress(id StreamID) Endpoint
+	// Match says whether an HTTP request, as a publisher or viewer sends it to the server, opens a publication or a
+	// play, and of which stream. It looks at method, path and header, never at the body.
+	Match(r *http.Request) (Request, bool)
+	// Missing says whether the server's answer to a play means that nobody publishes the stream.
+	Missing(status int, header http.Header, body []byte) bool
+	// Watch reports the full set of streams, first as it stands and then at every change, never from two goroutines at
+	// once. It blocks until ctx ends (and returns its error) or the server cannot be asked (and says why); the caller
+	// calls again. A report must not be changed by either side afterwards.
+	Watch(ctx context.Context, report func([]Stream)) error
+}
+
+// Ender is implemented by adapters whose server can end a publication.
+type Ender interface {
+	End(ctx context.Context, s Stream) error
+}

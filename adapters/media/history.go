@@ -1,0 +1,116 @@
+package media
+
+import (
+	"sync"
+	"time"
+)
+
+// History keeps the last packets of one track, in order of arrival, for those who lost them and for those who read
+// behind. One writer and many readers may use it at a time.
+type History struct {
+	mu    sync.RWMutex
+	slots []slot   // a ring: position p is in slots[p % len]
+	next  uint64   // position of the packet to come
+	index []uint64 // by sequence number modulo its length: position + 1, 0 for none
+
+	frame    uint64 // position of the first packet with the newest timestamp
+	stamp    uint32
+	keyFrame uint64 // position + 1 of the first packet of the newest key frame, 0 for none
+	keyStamp uint32
+}
+
+type slot struct {
+	raw       []byte
+	seq       uint16
+	arrival   time.Time
+	recovered bool
+	keyFrame  bool
+}
+
+// NewHistory makes a history of the given number of packets, rounded up to a power of two. Memory is taken as packets
+// come, for the largest each slot has held.
+func NewHistory(packets int) *History {
+	n := 1
+	for n < packets {
+		n *= 2
+	}
+	return &History{slots: make([]slot, n), index: make([]uint64, n)}
+}
+
+// Add stores a copy of a packet and returns its position: positions count up by one from 0.
+func (h *History) Add(p *Packet) (position uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	position = h.next
+	h.next++
+	s := &h.slots[position%uint64(len(h.slots))]
+	s.raw = append(s.raw[:0], p.raw...)
+	s.seq, s.arrival, s.recovered, s.keyFrame = p.Header.SequenceNumber, p.Arrival, p.Recovered, p.KeyFrame
+	h.index[int(s.seq)%len(h.index)] = position + 1
+	if position == 0 || p.Header.Timestamp != h.stamp && !p.Recovered {
+		h.stamp, h.frame = p.Header.Timestamp, position
+	}
+	if p.KeyFrame && (h.keyFrame == 0 || p.Header.Timestamp != h.keyStamp) {
+		h.keyStamp, h.keyFrame = p.Header.Timestamp, position+1
+		if p.Header.Timestamp == h.stamp {
+			h.keyFrame = h.frame + 1
+		}
+	}
+	return position
+}
+
+// Head is the position that the next packet will have.
+func (h *History) Head() uint64 {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.next
+}
+
+// KeyFrame is the position at which the newest key frame begins, where that is still kept.
+func (h *History) KeyFrame() (position uint64, ok bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.keyFrame == 0 || h.next-(h.keyFrame-1) > uint64(len(h.slots)) {
+		return 0, false
+	}
+	return h.keyFrame - 1, true
+}
+
+// Reading is the outcome of History.At.
+type Reading int
+
+const (
+	Read    Reading = iota // the packet is there
+	Future                 // it has not come yet
+	Overrun                // it has been overwritten
+)
+
+// At copies the packet at a position into p, which keeps the buffer for the next call.
+func (h *History) At(position uint64, p *Packet) Reading {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	switch {
+	case position >= h.next:
+		return Future
+	case h.next-position > uint64(len(h.slots)):
+		return Overrun
+	}
+	s := &h.slots[position%uint64(len(h.slots))]
+	if p.copyFrom(s.raw, s) != nil {
+		return Overrun // cannot be: it was parsed before it was stored
+	}
+	return Read
+}
+
+// Sequence copies the newest packet of a sequence number into p, which keeps the buffer for the next call, and says
+// whether it is still kept.
+func (h *History) Sequence(seq uint16, p *Packet) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	position := h.index[int(seq)%len(h.index)]
+	if position == 0 || h.next-(position-1) > uint64(len(h.slots)) {
+		return false
+	}
+	s := &h.slots[(position-1)%uint64(len(h.slots))]
+	return s.seq == seq && p.copyFrom(s.raw, s) == nil
+}

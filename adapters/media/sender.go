@@ -1,0 +1,415 @@
+package media
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pion/rtcp"
+	"github.com/pion/rtp"
+	"github.com/pion/webrtc/v4"
+)
+
+const (
+	ownHistory = 512 // packets a Sender keeps where it was given no History: more than a second at 2 Mbit/s
+	maxSplices = 8
+	maxResends = 128 // packets sent again for one NACK
+	resendMin  = 10 * time.Millisecond
+	guardSlots = 256
+)
+
+// SenderOptions describe a track to be sent.
+type SenderOptions struct {
+	Kind         webrtc.RTPCodecType
+	Codec        webrtc.RTPCodecCapability
+	ID, StreamID string // of the MediaStreamTrack and the MediaStream (RFC 8830)
+	// Extensions are the header extensions of the packets that come in, URI by id. Those that PassedExtensions names and
+	// the far end knows go on.
+	Extensions map[uint8]string
+	// History answers the far end's NACKs. Where it is nil the Sender keeps its own; one that is shared is filled by
+	// whoever shares it, before it gives the packet to the Sender.
+	History *History
+	// OnKeyFrameRequest is called for each PLI and FIR; it must not block.
+	OnKeyFrameRequest func()
+}
+
+// Sender is one track that goes out: a webrtc.TrackLocal to be added to the Conn's connection, and a Sink for the packets
+// to be sent. Sequence numbers and timestamps stay those of the packets.
+type Sender struct {
+	conn    *Conn
+	options SenderOptions
+	own     bool // the history is this sender's
+
+	mu          sync.Mutex
+	writer      webrtc.TrackLocalWriter
+	ssrc        uint32
+	payloadType uint8
+	rtxSSRC     uint32
+	rtxType     uint8
+	rtxSequence uint16
+	extensions  []extensionPair
+	header      rtp.Header
+	bound       bool
+
+	offset   uint16 // added to sequence numbers
+	splices  []splice
+	last     uint16 // sequence number sent last
+	sending  bool
+	splicing bool
+
+	resent  [guardSlots]resend
+	packet  Packet
+	scratch []byte
+
+	stats   SenderStats
+	reports [8]sentReport // a ring, newest at next-1
+	next    int
+}
+
+var (
+	_ webrtc.TrackLocal = (*Sender)(nil)
+	_ Sink              = (*Sender)(nil)
+)
+
+type extensionPair struct{ from, to uint8 }
+
+// splice marks where the offset changed: from sequence number from on, as sent, packets carry the offset, until there
+// the one before.
+type splice struct{ from, before, offset uint16 }
+
+type resend struct {
+	seq uint16
+	at  time.Time
+}
+
+type sentReport struct {
+	middle uint32 // of the NTP timestamp
+	at     time.Time
+}
+
+// NewSender makes a track to be added to the Conn's connection.
+func (c *Conn) NewSender(o SenderOptions) *Sender {
+	s := &Sender{conn: c, options: o}
+	if o.History == nil {
+		s.options.History, s.own = NewHistory(ownHistory), true
+	}
+	return s
+}
+
+// ID implements webrtc.TrackLocal.
+func (s *Sender) ID() string { return s.options.ID }
+
+// RID implements webrtc.TrackLocal.
+func (s *Sender) RID() string { return "" }
+
+// StreamID implements webrtc.TrackLocal.
+func (s *Sender) StreamID() string { return s.options.StreamID }
+
+// Kind implements webrtc.TrackLocal.
+func (s *Sender) Kind() webrtc.RTPCodecType { return s.options.Kind }
+
+// Bind implements webrtc.TrackLocal; pion calls it once negotiation is done.
+func (s *Sender) Bind(ctx webrtc.TrackLocalContext) (webrtc.RTPCodecParameters, error) {
+	codec, ok := MatchCodec(s.options.Codec, ctx.CodecParameters())
+	if !ok {
+		return webrtc.RTPCodecParameters{}, errors.New("the far end does not take " + s.options.Codec.MimeType)
+	}
+	s.mu.Lock()
+	s.bound = true
+	s.writer, s.ssrc, s.payloadType = ctx.WriteStream(), uint32(ctx.SSRC()), uint8(codec.PayloadType)
+	s.rtxSSRC, s.rtxType, s.rtxSequence = 0, 0, uint16(rand.Uint32())
+	if rtx := uint32(ctx.SSRCRetransmission()); rtx != 0 {
+		for _, c := range ctx.CodecParameters() {
+			if apt, ok := associated(c); ok && apt == s.payloadType {
+				s.rtxSSRC, s.rtxType = rtx, uint8(c.PayloadType)
+			}
+		}
+	}
+	s.extensions = s.extensions[:0]
+	for _, ext := range ctx.HeaderExtensions() {
+		if !slices.Contains(PassedExtensions(), ext.URI) {
+			continue
+		}
+		for id, uri := range s.options.Extensions {
+			if uri == ext.URI {
+				s.extensions = append(s.extensions, extensionPair{from: id, to: uint8(ext.ID)})
+			}
+		}
+	}
+	ssrc, rtx := s.ssrc, s.rtxSSRC
+	s.mu.Unlock()
+
+	s.conn.mu.Lock()
+	s.conn.senders[ssrc] = s
+	if rtx != 0 {
+		s.conn.senders[rtx] = s
+	}
+	s.conn.mu.Unlock()
+	return codec, nil
+}
+
+// Unbind implements webrtc.TrackLocal.
+func (s *Sender) Unbind(webrtc.TrackLocalContext) error {
+	s.mu.Lock()
+	ssrc, rtx := s.ssrc, s.rtxSSRC
+	s.writer = nil
+	s.mu.Unlock()
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	delete(s.conn.senders, ssrc)
+	delete(s.conn.senders, rtx)
+	return nil
+}
+
+// PayloadType is what was negotiated; false before that.
+func (s *Sender) PayloadType() (payloadType uint8, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.payloadType, s.bound
+}
+
+// Splice makes the next packet follow the last one sent, whatever its own sequence number: what lies between was left
+// out on purpose, and the far end shall not ask for it.
+func (s *Sender) Splice() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.splicing = s.sending
+}
+
+// Packet sends a packet at once. Before the connection is up packets are dropped. Safe for concurrent use.
+func (s *Sender) Packet(p *Packet) {
+	if s.own {
+		s.options.History.Add(p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writer == nil {
+		return
+	}
+	seq := p.Header.SequenceNumber + s.offset
+	if s.splicing {
+		s.splicing = false
+		seq = s.last + 1
+		if len(s.splices) == maxSplices {
+			s.splices = append(s.splices[:0], s.splices[1:]...)
+		}
+		offset := seq - p.Header.SequenceNumber
+		s.splices = append(s.splices, splice{from: seq, before: s.offset, offset: offset})
+		s.offset = offset
+	} else if s.beforeSpliceLocked(seq) {
+		return // late: there is no number for it any more
+	}
+	if !s.sending || int16(seq-s.last) > 0 {
+		s.last = seq
+	}
+	s.sending = true
+	s.fillLocked(p, seq)
+	if _, err := s.writer.WriteRTP(&s.header, p.Payload); err != nil {
+		s.stats.Errors++
+		return
+	}
+	s.stats.Packets++
+	s.stats.Bytes += uint64(len(p.Payload))
+}
+
+// beforeSpliceLocked says whether a sequence number, reckoned with the offset of now, lies before the last splice. A
+// splice that is half a cycle ago tells nothing.
+func (s *Sender) beforeSpliceLocked(seq uint16) bool {
+	if len(s.splices) == 0 {
+		return false
+	}
+	from := s.splices[len(s.splices)-1].from
+	return int16(seq-from) < 0 && int16(s.last-from) >= 0 && s.last-from < 1<<14
+}
+
+// fillLocked makes the header to be sent of the one that came in.
+func (s *Sender) fillLocked(p *Packet, seq uint16) {
+	h := &s.header
+	h.Version = 2
+	h.Padding, h.PaddingSize = p.Header.Padding, p.Header.PaddingSize
+	h.Marker = p.Header.Marker
+	h.PayloadType, h.SSRC = s.payloadType, s.ssrc
+	h.SequenceNumber, h.Timestamp = seq, p.Header.Timestamp
+	h.CSRC = h.CSRC[:0]
+	h.Extension, h.ExtensionProfile, h.Extensions = false, 0, h.Extensions[:0]
+	if !p.Header.Extension || len(s.extensions) == 0 {
+		return
+	}
+	profile := uint16(rtp.ExtensionProfileOneByte)
+	for _, pair := range s.extensions {
+		if n := len(p.Header.GetExtension(pair.from)); n > 16 || n > 0 && pair.to > 14 {
+			profile = rtp.ExtensionProfileTwoByte // RFC 8285, section 4.3
+		}
+	}
+	for _, pair := range s.extensions {
+		if payload := p.Header.GetExtension(pair.from); len(payload) > 0 {
+			// It can fail only on lengths, which the profile was chosen for.
+			_ = h.SetExtensionWithProfile(pair.to, payload, profile)
+		}
+	}
+}
+
+// SenderReport hands on what the source said of its clocks, with this sender's own counts (RFC 3550, section 6.4.1), so
+// that audio and video stay in step after any number of hops.
+func (s *Sender) SenderReport(r SenderReport) {
+	s.mu.Lock()
+	if s.writer == nil || s.stats.Packets == 0 {
+		s.mu.Unlock()
+		return
+	}
+	report := &rtcp.SenderReport{
+		SSRC: s.ssrc, NTPTime: r.NTP, RTPTime: r.RTP,
+		PacketCount: uint32(s.stats.Packets), OctetCount: uint32(s.stats.Bytes),
+	}
+	s.reports[s.next%len(s.reports)] = sentReport{middle: uint32(r.NTP >> 16), at: time.Now()}
+	s.next++
+	s.mu.Unlock()
+	s.conn.writeRTCP(report)
+}
+
+func (s *Sender) receiveRTCP(ssrc uint32, p rtcp.Packet) {
+	switch p := p.(type) {
+	case *rtcp.TransportLayerNack:
+		if p.MediaSSRC == s.ssrc {
+			s.resend(p.Nacks)
+		}
+	case *rtcp.PictureLossIndication:
+		if p.MediaSSRC == s.ssrc {
+			s.keyFrameRequested()
+		}
+	case *rtcp.FullIntraRequest:
+		for _, entry := range p.FIR {
+			if entry.SSRC == s.ssrc {
+				s.keyFrameRequested()
+			}
+		}
+	case *rtcp.ReceiverReport:
+		s.reception(p.Reports)
+	case *rtcp.SenderReport:
+		s.reception(p.Reports)
+	}
+}
+
+func (s *Sender) keyFrameRequested() {
+	s.mu.Lock()
+	s.stats.KeyFrameRequests++
+	s.mu.Unlock()
+	if s.options.OnKeyFrameRequest != nil {
+		s.options.OnKeyFrameRequest()
+	}
+}
+
+// reception reads what the far end says of our packets; the round trip comes of the report it names (RFC 3550, section
+// 6.4.1). The NTP time of that is the source's, so the time it was sent at is looked up.
+func (s *Sender) reception(blocks []rtcp.ReceptionReport) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range blocks {
+		if b.SSRC != s.ssrc {
+			continue
+		}
+		s.stats.Lost = b.TotalLost
+		if b.LastSenderReport == 0 {
+			continue
+		}
+		for _, sent := range s.reports {
+			if sent.middle == b.LastSenderReport && !sent.at.IsZero() {
+				if rtt := now.Sub(sent.at) - time.Duration(b.Delay)*time.Second/65536; rtt > 0 {
+					s.stats.RoundTrip = rtt
+				}
+			}
+		}
+	}
+}
+
+// resend answers a NACK: by RTX where that was negotiated (RFC 4588), else by the packet as it was. A packet is not sent
+// again while the answer to an earlier request may still be on its way.
+func (s *Sender) resend(pairs []rtcp.NackPair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writer == nil {
+		return
+	}
+	s.stats.NACKs++
+	now := time.Now()
+	guard := max(s.stats.RoundTrip/2, resendMin)
+	budget := maxResends
+	for _, pair := range pairs {
+		for bit := -1; bit < 16; bit++ {
+			if bit >= 0 && pair.LostPackets&(1<<bit) == 0 {
+				continue
+			}
+			if budget == 0 {
+				return
+			}
+			budget--
+			s.resendOneLocked(pair.PacketID+uint16(bit+1), now, guard)
+		}
+	}
+}
+
+func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration) {
+	g := &s.resent[seq%guardSlots]
+	if g.seq == seq && !g.at.IsZero() && now.Sub(g.at) < guard {
+		return
+	}
+	if !s.options.History.Sequence(seq-s.offsetOf(seq), &s.packet) {
+		s.stats.Unanswered++
+		return
+	}
+	*g = resend{seq: seq, at: now}
+	p := &s.packet
+	s.fillLocked(p, seq)
+	payload := p.Payload
+	if s.rtxSSRC != 0 {
+		if len(payload) == 0 {
+			return // padding is not worth repeating, and RTX cannot carry it
+		}
+		s.scratch = binary.BigEndian.AppendUint16(s.scratch[:0], seq)
+		s.scratch = append(s.scratch, payload...)
+		payload = s.scratch
+		s.header.SSRC, s.header.PayloadType, s.header.SequenceNumber = s.rtxSSRC, s.rtxType, s.rtxSequence
+		s.rtxSequence++
+	}
+	if _, err := s.writer.WriteRTP(&s.header, payload); err != nil {
+		s.stats.Errors++
+		return
+	}
+	s.stats.Resent++
+}
+
+// offsetOf is the offset under which a sequence number was sent.
+func (s *Sender) offsetOf(seq uint16) uint16 {
+	for i := len(s.splices) - 1; i >= 0; i-- {
+		if int16(seq-s.splices[i].from) >= 0 {
+			return s.splices[i].offset
+		}
+		if i == 0 {
+			return s.splices[i].before
+		}
+	}
+	return s.offset
+}
+
+// SenderStats counts since the Sender was made.
+type SenderStats struct {
+	Packets, Bytes   uint64 // Bytes are of payload
+	Resent           uint64 // packets sent again
+	NACKs            uint64 // NACK packets received
+	Unanswered       uint64 // packets asked for that were not kept any more
+	KeyFrameRequests uint64
+	Lost             uint32        // as the far end reports it
+	RoundTrip        time.Duration // 0: not known
+	Errors           uint64        // writes that failed
+}
+
+// Stats counts what has gone out.
+func (s *Sender) Stats() SenderStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats
+}

@@ -1,0 +1,286 @@
+package media
+
+import (
+	"sync"
+	"time"
+
+	"github.com/pion/rtcp"
+	"github.com/pion/webrtc/v4"
+)
+
+const (
+	reportInterval   = time.Second
+	keyFrameInterval = time.Second // between requests for a key frame, after the first
+	jitterFactor     = 16
+)
+
+// Track is one audio or video track that comes in. Its methods may be called concurrently.
+type Track struct {
+	conn       *Conn
+	sink       Sink
+	kind       webrtc.RTPCodecType
+	mid, rid   string
+	ssrc       uint32
+	codec      webrtc.RTPCodecParameters
+	extensions map[uint8]string
+	nack       bool
+	codecs     []webrtc.RTPCodecParameters
+
+	mu          sync.Mutex
+	payloadType uint8
+	losses      losses
+	pairs       []rtcp.NackPair
+	packets     uint64
+	bytes       uint64
+	nacks       uint64
+	plis        uint64
+	keyFrames   uint64
+	last        time.Time
+
+	wanted    bool // a key frame has been asked for and has not come
+	asked     time.Time
+	reported  time.Time
+	reference report
+	jitter    jitter
+	heard     SenderReport
+	heardAt   time.Time
+}
+
+// report is what the last receiver report said, to tell what was lost since.
+type report struct{ expected, received uint64 }
+
+// jitter is the interarrival jitter of RFC 3550, section 6.4.1, in units of the RTP clock.
+type jitter struct {
+	transit int64
+	value   int64 // scaled by jitterFactor
+	started bool
+}
+
+func newTrack(c *Conn, ssrc uint32, kind webrtc.RTPCodecType, mid string, codec webrtc.RTPCodecParameters, parameters webrtc.RTPParameters) *Track {
+	t := &Track{
+		conn: c, ssrc: ssrc, kind: kind, mid: mid, codec: codec, codecs: parameters.Codecs,
+		payloadType: uint8(codec.PayloadType), extensions: make(map[uint8]string),
+	}
+	for _, ext := range parameters.HeaderExtensions {
+		t.extensions[uint8(ext.ID)] = ext.URI
+	}
+	for _, feedback := range codec.RTCPFeedback {
+		t.nack = t.nack || feedback.Type == webrtc.TypeRTCPFBNACK && feedback.Parameter == ""
+	}
+	return t
+}
+
+// Kind is audio or video.
+func (t *Track) Kind() webrtc.RTPCodecType { return t.kind }
+
+// MID is the identification of the track's media section (RFC 9143).
+func (t *Track) MID() string { return t.mid }
+
+// RID is the simulcast layer (RFC 8851), empty without simulcast.
+func (t *Track) RID() string { return t.rid }
+
+// SSRC is the source that the track comes from.
+func (t *Track) SSRC() uint32 { return t.ssrc }
+
+// Extensions are the header extensions that were negotiated for the track, URI by id. The map must not be changed.
+func (t *Track) Extensions() map[uint8]string { return t.extensions }
+
+// Codec is what the track carries now; a publisher may change it in mid-stream.
+func (t *Track) Codec() webrtc.RTPCodecParameters {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.codec
+}
+
+// PayloadType is the one of the last packet.
+func (t *Track) PayloadType() uint8 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.payloadType
+}
+
+// RequestKeyFrame asks the publisher for a key frame (PLI, RFC 4585, section 6.3.1), and goes on asking once a second until
+// one comes. The first request goes at once; further ones within a second wait, many become one. For audio it does
+// nothing.
+func (t *Track) RequestKeyFrame() {
+	if t.kind != webrtc.RTPCodecTypeVideo {
+		return
+	}
+	t.mu.Lock()
+	t.wanted = true
+	send := t.keyFrameDueLocked(time.Now())
+	t.mu.Unlock()
+	if send {
+		t.sendPLI()
+	}
+}
+
+func (t *Track) keyFrameDueLocked(now time.Time) bool {
+	if !t.wanted || now.Sub(t.asked) < keyFrameInterval {
+		return false
+	}
+	t.asked = now
+	t.plis++
+	return true
+}
+
+func (t *Track) sendPLI() {
+	t.conn.writeRTCP(&rtcp.PictureLossIndication{SenderSSRC: receiverSender, MediaSSRC: t.ssrc})
+}
+
+// receive takes the next packet, in the goroutine that reads the connection.
+func (t *Track) receive(p *Packet) {
+	now := p.Arrival
+	t.mu.Lock()
+	if p.Header.PayloadType != t.payloadType && !t.switchLocked(p.Header.PayloadType) {
+		t.mu.Unlock()
+		return
+	}
+	if !t.losses.arrived(p.Header.SequenceNumber, now, p.Recovered) {
+		t.mu.Unlock()
+		return
+	}
+	t.packets++
+	t.bytes += uint64(len(p.Payload))
+	t.last = now
+	if !p.Recovered {
+		t.jitter.arrived(p.Header.Timestamp, now, t.codec.ClockRate)
+	}
+	p.KeyFrame = t.kind == webrtc.RTPCodecTypeVideo && KeyFrame(t.codec.MimeType, p.Payload)
+	if p.KeyFrame {
+		t.keyFrames++
+		t.wanted = false
+	}
+	pli := t.keyFrameDueLocked(now)
+	nack := t.nackDueLocked(now)
+	receiverReport := t.reportDueLocked(now)
+	t.mu.Unlock()
+
+	t.sink.Packet(p)
+
+	if pli {
+		t.sendPLI()
+	}
+	if nack != nil {
+		t.conn.writeRTCP(nack)
+	}
+	if receiverReport != nil {
+		t.conn.writeRTCP(receiverReport)
+	}
+}
+
+// switchLocked follows a publisher that changes its codec.
+func (t *Track) switchLocked(payloadType uint8) bool {
+	for _, codec := range t.codecs {
+		if uint8(codec.PayloadType) == payloadType && !sameMIME(codec.MimeType, webrtc.MimeTypeRTX) {
+			t.payloadType, t.codec = payloadType, codec
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
+	if !t.nack || len(t.losses.missing) == 0 {
+		return nil
+	}
+	t.pairs = t.losses.due(now, t.conn.pathRTT, t.pairs[:0])
+	if len(t.pairs) == 0 {
+		return nil
+	}
+	t.nacks++
+	return &rtcp.TransportLayerNack{
+		SenderSSRC: receiverSender, MediaSSRC: t.ssrc, Nacks: append([]rtcp.NackPair(nil), t.pairs...),
+	}
+}
+
+func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
+	if now.Sub(t.reported) < reportInterval {
+		return nil
+	}
+	first := t.reported.IsZero()
+	t.reported = now
+	if first {
+		return nil
+	}
+	current := report{expected: t.losses.expected(), received: t.losses.received}
+	expected, received := current.expected-t.reference.expected, current.received-t.reference.received
+	if current.expected < t.reference.expected { // a new beginning came between
+		expected, received = current.expected, current.received
+	}
+	t.reference = current
+	block := rtcp.ReceptionReport{
+		SSRC: t.ssrc, LastSequenceNumber: uint32(t.losses.highest), Jitter: uint32(t.jitter.value / jitterFactor),
+		TotalLost: uint32(min(t.losses.lost, 1<<23-1)), // 24 bits, signed
+	}
+	if expected > received {
+		block.FractionLost = uint8(min((expected-received)*256/expected, 255))
+	}
+	if !t.heardAt.IsZero() {
+		block.LastSenderReport = uint32(t.heard.NTP >> 16)
+		block.Delay = uint32(now.Sub(t.heardAt) * 65536 / time.Second)
+	}
+	return &rtcp.ReceiverReport{SSRC: receiverSender, Reports: []rtcp.ReceptionReport{block}}
+}
+
+func (t *Track) receiveReport(r *rtcp.SenderReport) {
+	report := SenderReport{NTP: r.NTPTime, RTP: r.RTPTime}
+	t.mu.Lock()
+	t.heard, t.heardAt = report, time.Now()
+	sink := t.sink
+	t.mu.Unlock()
+	if sink != nil {
+		sink.SenderReport(report)
+	}
+}
+
+func (j *jitter) arrived(timestamp uint32, now time.Time, clock uint32) {
+	// Only differences count, so any zero will do, as long as the product fits.
+	at := int64(uint32(now.UnixMicro()/1000*int64(clock)/1000 + now.UnixMicro()%1000*int64(clock)/1e6))
+	transit := int64(int32(uint32(at) - timestamp))
+	if !j.started {
+		j.started, j.transit = true, transit
+		return
+	}
+	d := transit - j.transit
+	j.transit = transit
+	if d < 0 {
+		d = -d
+	}
+	if d < int64(clock)*10 { // a jump of the publisher's clock is not jitter
+		j.value += d - (j.value+jitterFactor/2)/jitterFactor
+	}
+}
+
+// TrackStats counts since the track began.
+type TrackStats struct {
+	Packets, Bytes   uint64 // Bytes are of payload
+	Lost             uint64 // still missing
+	Repaired         uint64 // came after they had been asked for
+	NACKs            uint64 // NACK packets sent
+	PLIs             uint64 // key frame requests sent
+	KeyFrames        uint64
+	Jitter           time.Duration
+	RoundTrip        time.Duration // of the path: from loss to repair where that was seen, else as ICE measures; 0: unknown
+	LastPacket       time.Time
+	RequestedPackets uint64 // sequence numbers asked for, repeats included
+}
+
+// Stats counts what has come in.
+func (t *Track) Stats() TrackStats {
+	pathRTT := t.conn.RTT()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := TrackStats{
+		Packets: t.packets, Bytes: t.bytes, Lost: t.losses.lost, Repaired: t.losses.repaired, NACKs: t.nacks,
+		PLIs: t.plis, KeyFrames: t.keyFrames, RoundTrip: t.losses.roundTrip, LastPacket: t.last,
+		RequestedPackets: t.losses.requested,
+	}
+	if s.RoundTrip == 0 {
+		s.RoundTrip = pathRTT
+	}
+	if t.codec.ClockRate > 0 {
+		s.Jitter = time.Duration(t.jitter.value/jitterFactor) * time.Second / time.Duration(t.codec.ClockRate)
+	}
+	return s
+}

@@ -1,0 +1,88 @@
+// Package admin is the sidecar's own HTTP side, for kubelets, Prometheus, the console and the command line: liveness,
+// readiness, metrics and status. It is served on a listener apart from the viewers' and the peers'; what it shows, its
+// caller hands in.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// readyTimeout bounds one readiness check; kubelets ask every few seconds.
+const readyTimeout = 2 * time.Second
+
+// Options are what the pages show.
+type Options struct {
+	// Ready says why the node cannot serve viewers now; nil: it always can.
+	Ready func(ctx context.Context) error
+	// Status yields the body of /api/status, to be written as JSON; nil: there is no such page.
+	Status func() any
+	// Metrics is what /metrics shows; nil: there is no such page.
+	Metrics prometheus.Gatherer
+	// Profile adds /debug/pprof.
+	Profile bool
+	Logger  *slog.Logger // nil: discard
+}
+
+// New makes the handler of /livez, /readyz, /metrics, /api/status and, when asked, /debug/pprof.
+func New(o Options) http.Handler {
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if o.Ready != nil {
+			ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+			defer cancel()
+			if err := o.Ready(ctx); err != nil {
+				text(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
+				return
+			}
+		}
+		text(w, http.StatusOK, "ok")
+	})
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(o.Metrics, promhttp.HandlerOpts{
+			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
+		}))
+	}
+	if o.Status != nil {
+		mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
+			body, err := json.Marshal(o.Status())
+			if err != nil { // a type that cannot be JSON: ours to mend
+				log.Error("status cannot be written", "error", err)
+				text(w, http.StatusInternalServerError, "status cannot be written: "+err.Error())
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Cache-Control", "no-store")
+			_, _ = w.Write(append(body, '\n'))
+		})
+	}
+	if o.Profile {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+func text(w http.ResponseWriter, status int, words string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, words+"\n")
+}

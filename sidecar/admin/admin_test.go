@@ -1,0 +1,69 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func TestPages(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "sidestream_test", Help: "A gauge."}))
+	full := Options{
+		Ready:   func(context.Context) error { return nil },
+		Status:  func() any { return map[string]int{"streams": 2} },
+		Metrics: registry,
+		Profile: true,
+	}
+	broken := Options{
+		Ready:  func(context.Context) error { return errors.New("media server does not answer") },
+		Status: func() any { return math.NaN() },
+	}
+	for name, tt := range map[string]struct {
+		o            Options
+		method, path string
+		status       int
+		body         string
+	}{
+		"live":               {broken, "GET", "/livez", 200, "ok"},
+		"ready":              {full, "GET", "/readyz", 200, "ok"},
+		"ready by nobody":    {Options{}, "GET", "/readyz", 200, "ok"},
+		"not ready":          {broken, "GET", "/readyz", 503, "media server does not answer"},
+		"head":               {full, "HEAD", "/readyz", 200, ""},
+		"metrics":            {full, "GET", "/metrics", 200, "sidestream_test 0"},
+		"no metrics":         {Options{}, "GET", "/metrics", 404, ""},
+		"status":             {full, "GET", "/api/status", 200, `{"streams":2}`},
+		"status unwritable":  {broken, "GET", "/api/status", 500, "status cannot be written"},
+		"no status":          {Options{}, "GET", "/api/status", 404, ""},
+		"pprof":              {full, "GET", "/debug/pprof/cmdline", 200, ""},
+		"pprof unasked":      {broken, "GET", "/debug/pprof/", 404, ""},
+		"method":             {full, "POST", "/readyz", 405, ""},
+		"nothing else":       {full, "GET", "/", 404, ""},
+		"no way to a handle": {full, "DELETE", "/api/status", 405, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			New(tt.o).ServeHTTP(w, httptest.NewRequest(tt.method, tt.path, nil))
+			if w.Code != tt.status || !strings.Contains(w.Body.String(), tt.body) {
+				t.Errorf("%d %q, want %d %q", w.Code, w.Body, tt.status, tt.body)
+			}
+		})
+	}
+}
+
+func TestReadinessIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stuck := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		w := httptest.NewRecorder()
+		New(Options{Ready: stuck}).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if w.Code != 503 {
+			t.Errorf("status %d", w.Code)
+		}
+	})
+}

@@ -1,0 +1,537 @@
+// Package catalogue keeps what a node knows of who holds which stream, at which epoch and by which path: what its own
+// server and relays hold, and what its peers announced. It is state behind one mutex: it starts no goroutines, reads no
+// clock and decides nothing. The mesh fills in what peers say and reads what to tell them, whoever watches the server
+// beside the node fills in what that one reports, relays fill in what they carry; the planner decides from a Snapshot.
+package catalogue
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+)
+
+// The bounds to what a node believes, so that a peer that lies cannot exhaust it.
+const (
+	MaxHolds    = 10_000  // of one node
+	MaxPath     = 16      // nodes in a path
+	MaxPeers    = 4096    // nodes that announce holds
+	MaxTracks   = 64      // tracks in a hold
+	MaxName     = 253     // bytes in a node's id or a cluster's name
+	MaxJump     = 1 << 32 // by which a clock or an epoch may be ahead of what was seen before
+	maxBindings = 2 * MaxHolds
+	maxSessions = 8 // own publications of one name that are remembered
+)
+
+// Errors that callers tell apart.
+var (
+	ErrSelf  = errors.New("a peer uses this node's own id")
+	ErrStale = errors.New("a later incarnation of the node is known")
+	ErrJump  = errors.New("the clock is too far ahead")
+	ErrLimit = errors.New("too many")
+)
+
+// Catalogue is one node's knowledge. Its methods may be called concurrently. It keeps the slices that it is given: callers
+// do not change them afterwards.
+//
+// Epochs are a Lamport clock over all names: a publication that appears gets 1 + the highest epoch ever seen, bound to
+// its stream and the server's session, so that a restarted sidecar that Restores its Record goes on with the same one. A
+// publication that the first SetLocal finds without a record has an unknown age: it gets epoch 0, which loses against
+// every other.
+type Catalogue struct {
+	mu      sync.Mutex
+	self    Node
+	clock   uint64 // the highest epoch ever seen
+	started bool   // a first SetLocal was seen
+
+	local    []adapters.Stream // as reported last, without names that nobody publishes
+	bindings map[adapters.StreamID]binding
+	carriers map[adapters.StreamID]*carrier
+	tells    bool // the server's sessions were seen to match the locations that it hands out
+	carried  map[adapters.StreamID]Hold
+
+	own     *holder            // replaced at each change, never modified
+	peers   map[NodeID]*holder // likewise
+	known   map[NodeID]Node    // peers that were forgotten: incarnation and cluster
+	state   *State             // nil when out of date
+	changed chan struct{}
+}
+
+// binding is the epoch that was given to one publication at the local server.
+type binding struct {
+	session string
+	epoch   uint64
+}
+
+// carrier is what is known of the publications that own relays make, or made, of one name.
+type carrier struct {
+	active    bool
+	located   bool     // the location of the newest is known
+	unsettled bool     // ended, and the server has not reported since
+	locations []string // of their WHIP sessions
+	sessions  []string // that the server reported while one of them was active
+	pending   []string // likewise, while the newest one's location is not known: a publisher's may be among them
+}
+
+// holder is one node and its holds.
+type holder struct {
+	Node
+	holds map[adapters.StreamID]Hold
+}
+
+// New makes a catalogue that knows of nobody but self.
+func New(self Node) *Catalogue {
+	return &Catalogue{
+		self:     self,
+		bindings: map[adapters.StreamID]binding{},
+		carriers: map[adapters.StreamID]*carrier{},
+		carried:  map[adapters.StreamID]Hold{},
+		own:      &holder{Node: self},
+		peers:    map[NodeID]*holder{},
+		known:    map[NodeID]Node{},
+		changed:  make(chan struct{}),
+	}
+}
+
+// Self is the node whose catalogue this is.
+func (c *Catalogue) Self() Node { return c.self }
+
+// Clock is the highest epoch ever seen: peers are told it, so that their next publication's epoch is higher.
+func (c *Catalogue) Clock() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.clock
+}
+
+// Observe takes over a peer's clock. A clock that is ahead by more than MaxJump is refused with ErrJump: it would let
+// one mistaken peer use up all epochs.
+func (c *Catalogue) Observe(clock uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.observe(clock)
+}
+
+func (c *Catalogue) observe(clock uint64) error {
+	if clock > c.clock && clock-c.clock > MaxJump {
+		return fmt.Errorf("observe clock %d at %d: %w", clock, c.clock, ErrJump)
+	}
+	c.clock = max(c.clock, clock)
+	return nil
+}
+
+// SetLocal takes the full set of streams that the own server reports. Each is an origin's publication, except what own
+// relays publish there (see Carry), what an own relay that has ended left behind, and names that nobody publishes. What
+// cannot be announced is left out, and the error says so; the rest counts.
+func (c *Catalogue) SetLocal(streams []adapters.Stream) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var bad refusals
+	c.local = c.local[:0]
+	seen := make(map[adapters.StreamID]bool, len(streams))
+	for _, s := range streams {
+		if s.Waiting || seen[s.ID] {
+			continue
+		}
+		if err := s.ID.Validate(); err != nil {
+			bad.add(err)
+			continue
+		}
+		seen[s.ID] = true
+		c.local = append(c.local, s)
+	}
+	slices.SortFunc(c.local, func(a, b adapters.Stream) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	c.settle(&bad)
+	c.started = true
+	for id, o := range c.carriers {
+		if o.active {
+			continue
+		}
+		if _, published := c.own.holds[id]; published || !seen[id] {
+			delete(c.carriers, id)
+		}
+		o.unsettled = false
+	}
+	for id, b := range c.bindings {
+		if b.session == "" && !seen[id] {
+			delete(c.bindings, id) // the next of that name is another publication, and cannot be told from this one
+		}
+	}
+	c.forgetBindings(seen)
+	return bad.err("local streams")
+}
+
+// forgetBindings keeps the memory of publications that are gone within its bound: the oldest go first.
+func (c *Catalogue) forgetBindings(present map[adapters.StreamID]bool) {
+	excess := len(c.bindings) - maxBindings
+	if excess <= 0 {
+		return
+	}
+	gone := make([]adapters.StreamID, 0, len(c.bindings))
+	for id := range c.bindings {
+		if !present[id] {
+			gone = append(gone, id)
+		}
+	}
+	slices.SortFunc(gone, func(a, b adapters.StreamID) int {
+		if x, y := c.bindings[a].epoch, c.bindings[b].epoch; x != y {
+			if x < y {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(string(a), string(b))
+	})
+	for _, id := range gone[:min(excess, len(gone))] {
+		delete(c.bindings, id)
+	}
+}
+
+// SetCarried takes the full set of what own relays carry and can hand on: each path ends in this node. A name that is
+// published at the own server is not carried, whatever is said here. What is malformed is left out, and the error says
+// so.
+func (c *Catalogue) SetCarried(holds []Hold) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var bad refusals
+	c.carried = make(map[adapters.StreamID]Hold, len(holds))
+	for _, h := range holds {
+		if err := c.check(h, c.self.ID); err != nil {
+			bad.add(err)
+			continue
+		}
+		if o := c.carriers[h.Stream]; o == nil || !o.active {
+			c.carry(h.Stream)
+		}
+		c.clock = max(c.clock, h.Epoch)
+		c.carried[h.Stream] = h
+	}
+	c.settle(&bad)
+	return bad.err("carried streams")
+}
+
+// Carry says that a relay is about to publish the stream into the own server: until Uncarry, and until the server stops
+// to report what that relay published, it is not an origin's.
+func (c *Catalogue) Carry(id adapters.StreamID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.carry(id)
+	c.settle(nil)
+}
+
+func (c *Catalogue) carry(id adapters.StreamID) {
+	o := c.carriers[id]
+	if o == nil {
+		o = &carrier{}
+		c.carriers[id] = o
+	}
+	o.sessions = lastFew(append(o.sessions, o.pending...))
+	o.pending = nil
+	o.active, o.located, o.unsettled = true, false, false
+	if c.bindings[id].session == "" {
+		delete(c.bindings, id) // else the relay's publication could be taken for the one that was bound
+	}
+}
+
+// Located tells the location of the WHIP session by which a relay publishes the stream. Where the server's sessions are
+// known to match its locations, a publisher that takes the name over from the relay is recognised by it.
+func (c *Catalogue) Located(id adapters.StreamID, location string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.carriers[id]
+	if o == nil || location == "" {
+		return
+	}
+	o.located = true
+	if !slices.Contains(o.locations, location) {
+		o.locations = lastFew(append(o.locations, location))
+	}
+	c.settle(nil)
+	if !c.tells {
+		o.sessions = lastFew(append(o.sessions, o.pending...))
+	}
+	o.pending = nil
+}
+
+// Uncarry says that the relay's publication of the stream has ended.
+func (c *Catalogue) Uncarry(id adapters.StreamID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.carriers[id]
+	if o == nil || !o.active {
+		return
+	}
+	o.sessions = lastFew(append(o.sessions, o.pending...))
+	o.pending = nil
+	o.active, o.unsettled = false, true
+	delete(c.carried, id)
+	c.settle(nil)
+}
+
+// settle finds out which local streams are origins' publications, binds their epochs, and replaces the own holds.
+func (c *Catalogue) settle(bad *refusals) {
+	holds := make(map[adapters.StreamID]Hold, len(c.local)+len(c.carried))
+	maps.Copy(holds, c.carried)
+	var unbound []adapters.Stream
+	for _, s := range c.local {
+		session := sessionOf(s)
+		if c.mine(s, session) {
+			continue
+		}
+		if b, ok := c.bindings[s.ID]; !ok || b.session != session {
+			unbound = append(unbound, s)
+			continue
+		}
+		c.publish(holds, s)
+	}
+	for _, s := range unbound {
+		if _, carried := holds[s.ID]; !carried && len(holds) >= MaxHolds {
+			bad.add(fmt.Errorf("stream %q: %w streams: at most %d are announced", s.ID, ErrLimit, MaxHolds))
+			continue
+		}
+		var epoch uint64
+		if c.started {
+			c.clock++
+			epoch = c.clock
+		}
+		c.bindings[s.ID] = binding{session: sessionOf(s), epoch: epoch}
+		c.publish(holds, s)
+	}
+	c.own = c.replace(c.own, c.self, holds)
+}
+
+func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream) {
+	holds[s.ID] = Hold{
+		Stream: s.ID, Epoch: c.bindings[s.ID].epoch, Path: []NodeID{c.self.ID},
+		Tracks: slices.Clone(s.Tracks[:min(len(s.Tracks), MaxTracks)]),
+	}
+}
+
+// mine says whether what the server reports is, or may be, an own relay's publication. To take a publisher for a relay
+// costs that publisher its viewers elsewhere; to take a relay for an origin makes every node turn from the true origin
+// to a copy of it, which then ends: in doubt it is ours.
+func (c *Catalogue) mine(s adapters.Stream, session string) bool {
+	o := c.carriers[s.ID]
+	if o == nil {
+		return false
+	}
+	if s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
+		c.tells = true
+		return true
+	}
+	if b, ok := c.bindings[s.ID]; ok && session != "" && b.session == session {
+		return false // found to be a publisher's before
+	}
+	switch {
+	case slices.Contains(o.sessions, session), slices.Contains(o.pending, session) && !o.located:
+		return true
+	case c.tells && o.located && s.Session != "":
+		return false
+	case o.active && !o.located:
+		o.pending = lastFew(append(o.pending, session))
+		return true
+	case o.active, o.unsettled:
+		o.sessions = lastFew(append(o.sessions, session))
+		return true
+	}
+	return false
+}
+
+// sessionOf is what tells this publication of a name from the next.
+func sessionOf(s adapters.Stream) string {
+	if s.Session == "" && !s.Since.IsZero() {
+		return "since " + s.Since.UTC().Format(time.RFC3339Nano)
+	}
+	return s.Session
+}
+
+// names says whether a WHIP location is of the session that a server calls by this name.
+func names(location, session string) bool {
+	if location == session {
+		return true
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return false
+	}
+	path := strings.TrimSuffix(u.Path, "/")
+	return strings.HasSuffix(path, "/"+session)
+}
+
+func lastFew(s []string) []string { return s[max(0, len(s)-maxSessions):] }
+
+// SetPeer takes the full set of holds that a peer announces. A lower incarnation than one that is known is refused with
+// ErrStale, the own id with ErrSelf. Single holds that are malformed, absurd or too many are left out, and the error says
+// so; the rest counts.
+func (c *Catalogue) SetPeer(n Node, holds []Hold) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch before, ok := c.node(n.ID); {
+	case n.ID == "" || len(n.ID) > MaxName || len(n.Cluster) > MaxName:
+		return fmt.Errorf("peer %.64q of cluster %.64q: the names must be there, and not longer than %d bytes",
+			n.ID, n.Cluster, MaxName)
+	case n.ID == c.self.ID:
+		return fmt.Errorf("peer %s of cluster %s: %w", n.ID, n.Cluster, ErrSelf)
+	case ok && before.Incarnation > n.Incarnation:
+		return fmt.Errorf("peer %s: incarnation %d after %d: %w", n.ID, n.Incarnation, before.Incarnation, ErrStale)
+	}
+	before := c.peers[n.ID]
+	if before == nil && len(c.peers) >= MaxPeers {
+		return fmt.Errorf("peer %s: %w peers: at most %d are known", n.ID, ErrLimit, MaxPeers)
+	}
+	var bad refusals
+	set := make(map[adapters.StreamID]Hold, min(len(holds), MaxHolds))
+	for i, h := range holds {
+		if len(set) >= MaxHolds {
+			bad.addAll(len(holds)-i, fmt.Errorf("%w holds: at most %d are believed", ErrLimit, MaxHolds))
+			break
+		}
+		err := c.check(h, n.ID)
+		if _, twice := set[h.Stream]; err == nil && twice {
+			err = fmt.Errorf("stream %q is announced twice", h.Stream)
+		}
+		if err == nil {
+			err = c.observe(h.Epoch)
+		}
+		if err != nil {
+			bad.add(err)
+			continue
+		}
+		set[h.Stream] = h
+	}
+	c.peers[n.ID] = c.replace(before, n, set)
+	delete(c.known, n.ID)
+	return bad.err("peer " + string(n.ID))
+}
+
+// Forget drops what a peer announced: its heartbeat is lost. Its incarnation and cluster are remembered.
+func (c *Catalogue) Forget(id NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.peers[id]
+	if !ok {
+		return
+	}
+	delete(c.peers, id)
+	if len(c.known) >= MaxPeers {
+		for other := range c.known {
+			delete(c.known, other)
+			break
+		}
+	}
+	c.known[id] = p.Node
+	c.touch()
+}
+
+// node finds a node that is known, or was.
+func (c *Catalogue) node(id NodeID) (Node, bool) {
+	if p, ok := c.peers[id]; ok {
+		return p.Node, true
+	}
+	n, ok := c.known[id]
+	return n, ok
+}
+
+// check says why a node's hold cannot be true.
+func (c *Catalogue) check(h Hold, holder NodeID) error {
+	if err := h.Stream.Validate(); err != nil {
+		return err
+	}
+	switch {
+	case len(h.Path) == 0 || h.Holder() != holder:
+		return fmt.Errorf("stream %q: the path does not end in its holder %s", h.Stream, holder)
+	case len(h.Path) > MaxPath:
+		return fmt.Errorf("stream %q: %w nodes in its path: %d", h.Stream, ErrLimit, len(h.Path))
+	case len(h.Tracks) > MaxTracks:
+		return fmt.Errorf("stream %q: %w tracks: %d", h.Stream, ErrLimit, len(h.Tracks))
+	case h.Delay < 0:
+		return fmt.Errorf("stream %q: the delay is negative", h.Stream)
+	}
+	for i, id := range h.Path {
+		if id == "" || len(id) > MaxName || slices.Contains(h.Path[:i], id) {
+			return fmt.Errorf("stream %q: the path holds an empty, overlong or repeated node", h.Stream)
+		}
+	}
+	for _, t := range h.Tracks {
+		if len(t.Kind)+len(t.MIME)+len(t.RID) > MaxName {
+			return fmt.Errorf("stream %q: a track's names are too long", h.Stream)
+		}
+	}
+	return nil
+}
+
+// replace makes a node's new set of holds, or keeps the old one where nothing differs, so that nobody wakes.
+func (c *Catalogue) replace(before *holder, n Node, holds map[adapters.StreamID]Hold) *holder {
+	if before != nil && before.Node == n && maps.EqualFunc(before.holds, holds, Hold.equal) {
+		return before
+	}
+	c.touch()
+	return &holder{Node: n, holds: holds}
+}
+
+func (c *Catalogue) touch() {
+	c.state = nil
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Announcement is what a peer of a cluster is told, in the order of names: all holds within the own cluster; outside
+// only the origins here and what this node pulls for its cluster.
+func (c *Catalogue) Announcement(cluster string) []Hold {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	holds := make([]Hold, 0, len(c.own.holds))
+	for _, h := range c.own.holds {
+		if cluster != c.self.Cluster && len(h.Path) > 1 {
+			if parent, ok := c.node(h.Parent()); ok && parent.Cluster == c.self.Cluster {
+				continue
+			}
+		}
+		holds = append(holds, h)
+	}
+	slices.SortFunc(holds, func(a, b Hold) int { return strings.Compare(string(a.Stream), string(b.Stream)) })
+	return holds[:min(len(holds), MaxHolds)]
+}
+
+// Snapshot is the state as it stands, which never changes, and a channel that is closed at the next change.
+func (c *Catalogue) Snapshot() (*State, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == nil {
+		c.state = newState(c.own, c.peers)
+	}
+	return c.state, c.changed
+}
+
+// refusals collects what was left out of a set, without growing with it.
+type refusals struct {
+	first error
+	count int
+}
+
+func (r *refusals) add(err error) { r.addAll(1, err) }
+
+func (r *refusals) addAll(n int, err error) {
+	if r == nil {
+		return
+	}
+	if r.first == nil {
+		r.first = err
+	}
+	r.count += n
+}
+
+func (r *refusals) err(subject string) error {
+	switch {
+	case r.count == 0:
+		return nil
+	case r.count == 1:
+		return fmt.Errorf("%s: left out: %w", subject, r.first)
+	}
+	return fmt.Errorf("%s: %d left out, of which the first: %w", subject, r.count, r.first)
+}

@@ -1,0 +1,422 @@
+// Package config holds the settings of one sidecar: decoded from environment variables by the sidecar, rendered to
+// them by the injector and by demo and tests, from the same struct, so that the two ends cannot drift. It knows what a
+// setting may look like, and nothing of the parts that use it.
+package config
+
+import (
+	"encoding"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// Prefix starts the name of every variable of ours.
+const Prefix = "SIDESTREAM_"
+
+// PionSFU is the adapter of the built-in SFU.
+const PionSFU = "pionsfu"
+
+// Config is all that a sidecar is told from outside.
+type Config struct {
+	// NodeID names the pod, for Kubernetes its UID. Empty: a random one, kept in the state directory.
+	NodeID string `env:"NODE_ID"`
+	// Cluster is what the viewers of this node are near to: a region's name, the same for all nodes of one cluster.
+	Cluster string `env:"CLUSTER"`
+	// PodIP is the address at which this pod's containers reach each other and its peers reach its media. Unset: only
+	// loopback is known, which suits one machine.
+	PodIP netip.Addr `env:"POD_IP"`
+	// StateDir keeps what survives a restart of the sidecar: node id, clock, epochs, sessions left behind.
+	StateDir string `env:"STATE_DIR" envDefault:"/var/lib/sidestream"`
+
+	Adapter Adapter `envPrefix:"ADAPTER_"`
+	Gateway Gateway `envPrefix:"GATEWAY_"`
+	Peer    Peer    `envPrefix:"PEER_"`
+	Relay   Relay   `envPrefix:"RELAY_"`
+	Admin   Admin   `envPrefix:"ADMIN_"`
+	SFU     SFU     `envPrefix:"SFU_"`
+	Log     Log     `envPrefix:"LOG_"`
+}
+
+// Adapter says which media server stands beside the sidecar.
+type Adapter struct {
+	Name string `env:"NAME" envDefault:"pionsfu"`
+	// URL is the server's base URL. Unset: the adapter's usual port at the pod's IP; with pionsfu, the built-in SFU runs
+	// in the sidecar's own process.
+	URL *url.URL `env:"URL"`
+	// Token is what the sidecar shows to the server, as a bearer token.
+	Token Secret `env:"TOKEN"`
+}
+
+// Gateway is the HTTP front door of the pod.
+type Gateway struct {
+	Listen string `env:"LISTEN" envDefault:":18080"`
+	// PublicURL is how the cluster's viewers reach the gateway; session URLs are absolute on it. Unset: they are relative
+	// to what the viewer asked.
+	PublicURL *url.URL `env:"PUBLIC_URL"`
+	// TrustedProxies are the addresses of proxies in front of the gateway, whose X-Forwarded fields are believed.
+	TrustedProxies []netip.Prefix `env:"TRUSTED_PROXIES"`
+	// Hold bounds how long a viewer's POST waits for a stream to be pulled.
+	Hold time.Duration `env:"HOLD" envDefault:"10s"`
+	// SessionAge bounds how long a viewer's session counts as demand where the server does not count its readers.
+	SessionAge time.Duration `env:"SESSION_AGE" envDefault:"6h"`
+}
+
+// Peer is the port for other sidecars, and how they are found.
+type Peer struct {
+	Listen string `env:"LISTEN" envDefault:":18443"`
+	// AdvertisedHost is the address or name at which peers reach this port. Empty: the pod's IP.
+	AdvertisedHost string `env:"ADVERTISED_HOST"`
+	// Static lists peers' addresses, for use without Kubernetes. The own one may be among them.
+	Static   []netip.AddrPort `env:"STATIC"`
+	Security Security         `env:"SECURITY" envDefault:"tls"`
+	// TLSDir holds tls.crt, tls.key and ca.crt, as a mounted Secret does.
+	TLSDir string `env:"TLS_DIR" envDefault:"/etc/sidestream/peer-tls"`
+}
+
+// Relay says when streams are carried here, and how they spread from here.
+type Relay struct {
+	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer.
+	Pins []string `env:"PINS"`
+	// Linger is how long a relay goes on after its last viewer.
+	Linger time.Duration `env:"LINGER" envDefault:"15s"`
+	// Missing is how long a name that nobody holds is remembered as missing.
+	Missing time.Duration `env:"MISSING" envDefault:"1s"`
+	// FanOut bounds how many children pull one stream from this node.
+	FanOut int `env:"FAN_OUT" envDefault:"8"`
+}
+
+// Admin is the port for probes, metrics and status.
+type Admin struct {
+	Listen string `env:"LISTEN" envDefault:":18090"`
+	// Profile adds /debug/pprof.
+	Profile bool `env:"PROFILE"`
+}
+
+// SFU is the built-in media server, whether it runs in the sidecar or as a container of its own.
+type SFU struct {
+	Listen string `env:"LISTEN" envDefault:":8800"`
+	// MediaListen is the one UDP port for all media.
+	MediaListen string `env:"MEDIA_LISTEN" envDefault:":8801"`
+	// AdvertisedIPs replace the machine's own addresses in ICE candidates.
+	AdvertisedIPs []netip.Addr `env:"ADVERTISED_IPS"`
+	// PublishToken and PlayToken are the bearer tokens that publishers and viewers must show; empty: none.
+	PublishToken Secret `env:"PUBLISH_TOKEN"`
+	PlayToken    Secret `env:"PLAY_TOKEN"`
+	// Loopback offers loopback candidates too, for use on one machine.
+	Loopback bool `env:"LOOPBACK"`
+}
+
+// Log says how much is logged, and how.
+type Log struct {
+	Level  slog.Level `env:"LEVEL" envDefault:"info"`
+	Format Format     `env:"FORMAT" envDefault:"json"`
+}
+
+// Security is how peers prove themselves to each other.
+type Security string
+
+// The ways: mutual TLS, or nothing at all, for one machine and tests.
+const (
+	TLS       Security = "tls"
+	Plaintext Security = "plaintext"
+)
+
+// UnmarshalText accepts one of the constants.
+func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, Plaintext) }
+
+// Format is the look of log lines.
+type Format string
+
+// The looks.
+const (
+	JSON Format = "json"
+	Text Format = "text"
+)
+
+// UnmarshalText accepts one of the constants.
+func (f *Format) UnmarshalText(text []byte) error { return oneOf(f, text, JSON, Text) }
+
+func oneOf[T ~string](to *T, text []byte, allowed ...T) error {
+	if !slices.Contains(allowed, T(text)) {
+		return fmt.Errorf("not one of %q", allowed)
+	}
+	*to = T(text)
+	return nil
+}
+
+// Secret is a value that printing and logging hide; convert it to string to use it.
+type Secret string
+
+const mask = "[hidden]"
+
+// String tells only whether there is a secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return mask
+}
+
+// GoString is String, for %#v.
+func (s Secret) GoString() string { return s.String() }
+
+// LogValue is String, for log/slog.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// Decode reads a configuration from variables of the form NAME=value, as os.Environ gives them. What is not set has its
+// default. Everything wrong is reported at once, with the variable's name; a variable of our prefix that does not exist
+// is an error, because it is a misspelt one. Whether the settings make sense together, Validate tells.
+func Decode(environ []string) (Config, error) {
+	given := make(map[string]string)
+	for _, pair := range environ {
+		if name, value, ok := strings.Cut(pair, "="); ok && strings.HasPrefix(name, Prefix) {
+			given[name] = value
+		}
+	}
+
+	var c Config
+	known := fields(reflect.ValueOf(&c).Elem(), Prefix)
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if !slices.ContainsFunc(known, func(f field) bool { return f.name == name }) {
+			if !serviceLink(name) {
+				faults = append(faults, fmt.Errorf("%s is not a setting: %s", name, suggest(name, known)))
+			}
+			delete(given, name)
+		}
+	}
+	if err := env.ParseWithOptions(&c, options(given)); err != nil {
+		faults = append(faults, explain(given, known, err))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+func options(given map[string]string) env.Options {
+	return env.Options{Prefix: Prefix, Environment: given}
+}
+
+// explain names the variables behind a parse error, which knows the Go field only: each is tried alone.
+func explain(given map[string]string, known []field, err error) error {
+	var faults []error
+	for _, f := range known {
+		value, ok := given[f.name]
+		if !ok {
+			continue
+		}
+		var alone Config
+		one := env.ParseWithOptions(&alone, options(map[string]string{f.name: value}))
+		if one == nil {
+			continue
+		}
+		if parse, ok := errors.AsType[env.ParseError](one); ok {
+			one = parse.Err
+		}
+		faults = append(faults, fmt.Errorf("%s is %q: write %s (%w)", f.name, value, f.hint(), one))
+	}
+	if len(faults) == 0 {
+		return err
+	}
+	return errors.Join(faults...)
+}
+
+// Default is the configuration of an empty environment.
+func Default() Config {
+	c, err := Decode(nil)
+	if err != nil { // the defaults are constants; the tests decode them
+		panic(err)
+	}
+	return c
+}
+
+// Var is one environment variable.
+type Var struct {
+	Name, Value string
+	Secret      bool // belongs in a Secret, not in a pod's specification
+}
+
+// String is the form that Decode and os/exec take.
+func (v Var) String() string { return v.Name + "=" + v.Value }
+
+// Env renders the settings that differ from their defaults, in the order of the struct: Decode of them yields an equal
+// Config, if Validate finds no fault with it.
+func (c Config) Env() []Var {
+	var vars []Var
+	plain := Default()
+	defaults := fields(reflect.ValueOf(&plain).Elem(), Prefix)
+	for i, f := range fields(reflect.ValueOf(&c).Elem(), Prefix) {
+		if value := f.text(); value != defaults[i].text() {
+			vars = append(vars, Var{Name: f.name, Value: value, Secret: f.secret()})
+		}
+	}
+	return vars
+}
+
+// Environ is Env in the form of os.Environ.
+func (c Config) Environ() []string {
+	var out []string
+	for _, v := range c.Env() {
+		out = append(out, v.String())
+	}
+	return out
+}
+
+// LogValue shows every setting under its variable's name, secrets hidden.
+func (c Config) LogValue() slog.Value {
+	var attrs []slog.Attr
+	for _, f := range fields(reflect.ValueOf(&c).Elem(), Prefix) {
+		attrs = append(attrs, slog.String(strings.TrimPrefix(f.name, Prefix), f.public()))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// field is one setting: a leaf of the struct.
+type field struct {
+	name  string
+	value reflect.Value
+}
+
+// fields lists the settings of a struct in order.
+func fields(v reflect.Value, prefix string) []field {
+	var out []field
+	for i := range v.NumField() {
+		sf := v.Type().Field(i)
+		if group, ok := sf.Tag.Lookup("envPrefix"); ok {
+			out = append(out, fields(v.Field(i), prefix+group)...)
+			continue
+		}
+		out = append(out, field{name: prefix + sf.Tag.Get("env"), value: v.Field(i)})
+	}
+	return out
+}
+
+func (f field) secret() bool { return f.value.Type() == reflect.TypeFor[Secret]() }
+
+// text renders the value as Decode reads it.
+func (f field) text() string { return render(f.value) }
+
+// public is text without secrets.
+func (f field) public() string {
+	if f.secret() {
+		return Secret(f.value.String()).String()
+	}
+	if u, ok := f.value.Interface().(*url.URL); ok && u != nil {
+		return u.Redacted()
+	}
+	return f.text()
+}
+
+// hint says what a value of the setting looks like.
+func (f field) hint() string {
+	switch f.value.Interface().(type) {
+	case time.Duration:
+		return "a time such as 10s or 1m30s"
+	case bool:
+		return "true or false"
+	case int:
+		return "a whole number"
+	case netip.Addr:
+		return "an IP address such as 10.0.0.7"
+	case []netip.Addr:
+		return "IP addresses with commas between them"
+	case []netip.AddrPort:
+		return "IP addresses with ports such as 10.0.0.7:18443, commas between them"
+	case []netip.Prefix:
+		return "address ranges such as 10.0.0.0/8, commas between them"
+	case *url.URL:
+		return "a URL such as http://10.0.0.7:8889"
+	case slog.Level:
+		return "debug, info, warn or error"
+	case Security:
+		return "tls or plaintext"
+	case Format:
+		return "json or text"
+	default:
+		return "another value"
+	}
+}
+
+func render(v reflect.Value) string {
+	switch value := v.Interface().(type) {
+	case encoding.TextMarshaler:
+		text, err := value.MarshalText()
+		if err != nil { // of addresses and levels, which always marshal
+			panic(err)
+		}
+		return string(text)
+	case time.Duration:
+		return value.String()
+	case *url.URL:
+		if value == nil {
+			return ""
+		}
+		return value.String()
+	}
+	switch v.Kind() {
+	case reflect.Slice:
+		parts := make([]string, v.Len())
+		for i := range parts {
+			parts[i] = render(v.Index(i))
+		}
+		return strings.Join(parts, ",")
+	case reflect.String:
+		return v.String() // not fmt: a Secret's own words would be the mask
+	case reflect.Bool:
+		if !v.Bool() {
+			return "" // the default of every switch, and what an unset variable means
+		}
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// links are the variables that Kubernetes makes for the Services of a pod's namespace: a Service named sidestream-peers
+// yields some that begin like ours.
+var links = regexp.MustCompile(`_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$|_PORT$|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$`)
+
+func serviceLink(name string) bool { return links.MatchString(name) }
+
+// suggest names the setting that was probably meant.
+func suggest(name string, known []field) string {
+	best, distance := "", len(name)/3+1
+	for _, f := range known {
+		if d := editDistance(name, f.name); d < distance {
+			best, distance = f.name, d
+		}
+	}
+	if best == "" {
+		return "remove it"
+	}
+	return "did you mean " + best + "?"
+}
+
+// editDistance counts the letters to insert, delete or replace between a and b.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal, row[j+1] = row[j+1], min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,258 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var compare = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})
+
+func TestDefaults(t *testing.T) {
+	want := Config{
+		StateDir: "/var/lib/sidestream",
+		Adapter:  Adapter{Name: "pionsfu"},
+		Gateway:  Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
+		Peer:     Peer{Listen: ":18443", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
+		Relay:    Relay{Linger: 15 * time.Second, Missing: time.Second, FanOut: 8},
+		Admin:    Admin{Listen: ":18090"},
+		SFU:      SFU{Listen: ":8800", MediaListen: ":8801"},
+		Log:      Log{Level: slog.LevelInfo, Format: JSON},
+	}
+	if diff := cmp.Diff(want, Default(), compare); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if vars := Default().Env(); len(vars) != 0 {
+		t.Errorf("defaults are rendered: %v", vars)
+	}
+	c := Default()
+	c.Cluster = "germany"
+	if err := c.Validate(); err != nil {
+		t.Errorf("defaults with a cluster: %v", err)
+	}
+}
+
+// full has a value of its own in every field.
+func full(t *testing.T) Config {
+	t.Helper()
+	parse := func(s string) *url.URL {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	return Config{
+		NodeID: "7b0c", Cluster: "us-west", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
+		Adapter: Adapter{Name: "mediamtx", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c"},
+		Gateway: Gateway{
+			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
+			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
+			Hold:           time.Second, SessionAge: time.Hour,
+		},
+		Peer: Peer{
+			Listen: ":1", AdvertisedHost: "peer.example.org",
+			Static:   []netip.AddrPort{netip.MustParseAddrPort("10.1.1.1:18443"), netip.MustParseAddrPort("[fd00::1]:18443")},
+			Security: Plaintext, TLSDir: "/tls",
+		},
+		Relay: Relay{Pins: []string{"demo", "studio/*"}, Linger: time.Minute, Missing: time.Millisecond, FanOut: 3},
+		Admin: Admin{Listen: ":2", Profile: true},
+		SFU: SFU{
+			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+			PublishToken: "p", PlayToken: "q", Loopback: true,
+		},
+		Log: Log{Level: slog.LevelWarn, Format: Text},
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	c := full(t)
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	all := fields(reflect.ValueOf(&c).Elem(), Prefix)
+	if got := len(c.Env()); got != len(all) {
+		t.Errorf("%d of %d settings are rendered: give full() a value of its own for each", got, len(all))
+	}
+	got, err := Decode(append(c.Environ(), "PATH=/bin", "HOME"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(c, got, compare); diff != "" {
+		t.Errorf("(-rendered +decoded)\n%s", diff)
+	}
+}
+
+// TestRoundTripAlone renders each setting by itself, so that no two share a variable.
+func TestRoundTripAlone(t *testing.T) {
+	source := full(t)
+	from := fields(reflect.ValueOf(&source).Elem(), Prefix)
+	seen := map[string]bool{}
+	for i, f := range from {
+		if seen[f.name] || serviceLink(f.name) {
+			t.Errorf("%s is taken, by another setting or by Kubernetes' service links", f.name)
+		}
+		seen[f.name] = true
+		want := Default()
+		fields(reflect.ValueOf(&want).Elem(), Prefix)[i].value.Set(f.value)
+		vars := want.Env()
+		if len(vars) != 1 || vars[0].Name != f.name || vars[0].Secret != f.secret() {
+			t.Errorf("%s renders as %v", f.name, vars)
+			continue
+		}
+		got, err := Decode(want.Environ())
+		if err != nil {
+			t.Errorf("%s: %v", f.name, err)
+			continue
+		}
+		if diff := cmp.Diff(want, got, compare); diff != "" {
+			t.Errorf("%s (-rendered +decoded)\n%s", f.name, diff)
+		}
+	}
+}
+
+func TestDecodeErrors(t *testing.T) {
+	_, err := Decode([]string{
+		"SIDESTREAM_CLUSTR=germany",
+		"SIDESTREAM_NOTHING_LIKE_IT_AT_ALL=1",
+		"SIDESTREAM_GATEWAY_HOLD=10",
+		"SIDESTREAM_POD_IP=localhost",
+		"SIDESTREAM_ADMIN_PROFILE=maybe",
+		"SIDESTREAM_RELAY_FAN_OUT=many",
+		"SIDESTREAM_PEER_STATIC=10.0.0.1",
+		"SIDESTREAM_PEER_SECURITY=none",
+		"SIDESTREAM_GATEWAY_TRUSTED_PROXIES=10.0.0.0",
+		"SIDESTREAM_SFU_ADVERTISED_IPS=a,b",
+		"SIDESTREAM_ADAPTER_URL=http://[",
+		"SIDESTREAM_LOG_LEVEL=loud",
+		"SIDESTREAM_LOG_FORMAT=xml",
+		// what Kubernetes sets for Services called sidestream-peers and sidestream
+		"SIDESTREAM_PEERS_SERVICE_HOST=10.96.0.1", "SIDESTREAM_PEERS_PORT=tcp://10.96.0.1:18443",
+		"SIDESTREAM_PEERS_PORT_18443_TCP_ADDR=10.96.0.1", "SIDESTREAM_PEERS_SERVICE_PORT_SIDESTREAM_PEER=18443",
+		"SIDESTREAM_PORT=tcp://10.96.0.1:1", "SIDESTREAM_PEERS_PORT_18443_TCP=tcp://10.96.0.1:18443",
+	})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		"SIDESTREAM_CLUSTR is not a setting: did you mean SIDESTREAM_CLUSTER?",
+		"SIDESTREAM_NOTHING_LIKE_IT_AT_ALL is not a setting: remove it",
+		`SIDESTREAM_GATEWAY_HOLD is "10": write a time such as 10s`,
+		`SIDESTREAM_POD_IP is "localhost": write an IP address`,
+		`SIDESTREAM_ADMIN_PROFILE is "maybe": write true or false`,
+		`SIDESTREAM_RELAY_FAN_OUT is "many": write a whole number`,
+		`SIDESTREAM_PEER_STATIC is "10.0.0.1": write IP addresses with ports`,
+		`SIDESTREAM_PEER_SECURITY is "none": write tls or plaintext`,
+		`SIDESTREAM_GATEWAY_TRUSTED_PROXIES is "10.0.0.0": write address ranges`,
+		`SIDESTREAM_SFU_ADVERTISED_IPS is "a,b": write IP addresses`,
+		`SIDESTREAM_ADAPTER_URL is "http://[": write a URL`,
+		`SIDESTREAM_LOG_LEVEL is "loud": write debug, info, warn or error`,
+		`SIDESTREAM_LOG_FORMAT is "xml": write json or text`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %s", want)
+		}
+	}
+	if got := strings.Count(err.Error(), "\n") + 1; got != 13 {
+		t.Errorf("%d faults, want 13:\n%v", got, err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	known := Default()
+	names := map[string]bool{}
+	for _, f := range fields(reflect.ValueOf(&known).Elem(), Prefix) {
+		names[f.name] = true
+	}
+	for name, tt := range map[string]struct {
+		change func(*Config)
+		want   []string // one word of each fault
+	}{
+		"good":           {func(*Config) {}, nil},
+		"no cluster":     {func(c *Config) { c.Cluster = "" }, []string{"SIDESTREAM_CLUSTER"}},
+		"bad cluster":    {func(c *Config) { c.Cluster = "a b" }, []string{"SIDESTREAM_CLUSTER"}},
+		"node in path":   {func(c *Config) { c.NodeID = ".." }, []string{"SIDESTREAM_NODE_ID"}},
+		"any address":    {func(c *Config) { c.PodIP = netip.IPv4Unspecified() }, []string{"SIDESTREAM_POD_IP"}},
+		"relative state": {func(c *Config) { c.StateDir = "state" }, []string{"SIDESTREAM_STATE_DIR"}},
+		"adapter":        {func(c *Config) { c.Adapter.Name = "" }, []string{"SIDESTREAM_ADAPTER_NAME"}},
+		"urls": {
+			func(c *Config) {
+				c.Adapter.URL = &url.URL{Scheme: "rtsp", Host: "a"}
+				c.Gateway.PublicURL = &url.URL{Scheme: "https", Host: "a", User: url.User("u"), RawQuery: "q"}
+			}, []string{"SIDESTREAM_ADAPTER_URL", "holds a user", "has a query"},
+		},
+		"token": {func(c *Config) { c.Adapter.Token = "x\n" }, []string{"SIDESTREAM_ADAPTER_TOKEN"}},
+		"listeners": {
+			func(c *Config) { c.Gateway.Listen, c.Peer.Listen, c.Admin.Listen = "", "1.2.3.4", ":99999" },
+			[]string{"SIDESTREAM_GATEWAY_LISTEN", "SIDESTREAM_PEER_LISTEN", "SIDESTREAM_ADMIN_LISTEN"},
+		},
+		"one port for two":  {func(c *Config) { c.Admin.Listen = "127.0.0.1:18080" }, []string{"are both port 18080"}},
+		"two hosts":         {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = "127.0.0.1:1", "127.0.0.2:1" }, nil},
+		"any port":          {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = ":0", ":0" }, nil},
+		"SFU in here":       {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
+		"SFU elsewhere":     {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
+		"SFU addresses":     {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
+		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger = 0, -1 }, []string{"GATEWAY_HOLD", "RELAY_LINGER"}},
+		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
+		"peer without port": {func(c *Config) { c.Peer.Static = []netip.AddrPort{{}} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"no TLS directory":  {func(c *Config) { c.Peer.TLSDir = "" }, []string{"SIDESTREAM_PEER_TLS_DIR"}},
+		"plaintext":         {func(c *Config) { c.Peer.TLSDir, c.Peer.Security = "", Plaintext }, nil},
+		"security":          {func(c *Config) { c.Peer.Security = "x" }, []string{"SIDESTREAM_PEER_SECURITY"}},
+		"pins":              {func(c *Config) { c.Relay.Pins = []string{"[", "a,b"} }, []string{`"["`, `"a,b"`}},
+		"fan-out":           {func(c *Config) { c.Relay.FanOut = 0 }, []string{"SIDESTREAM_RELAY_FAN_OUT"}},
+		"log":               {func(c *Config) { c.Log.Format = "" }, []string{"SIDESTREAM_LOG_FORMAT"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := Default()
+			c.Cluster = "germany"
+			tt.change(&c)
+			err := c.Validate()
+			var lines []string
+			if err != nil {
+				lines = strings.Split(err.Error(), "\n")
+			}
+			if len(lines) != len(tt.want) {
+				t.Fatalf("%d faults, want %d: %v", len(lines), len(tt.want), err)
+			}
+			for i, want := range tt.want {
+				if !strings.Contains(lines[i], want) {
+					t.Errorf("fault %q, want one of %s", lines[i], want)
+				}
+			}
+			for _, line := range lines {
+				for _, word := range regexp.MustCompile(`SIDESTREAM_[A-Z_]+`).FindAllString(line, -1) {
+					if !names[word] {
+						t.Errorf("%s is not a setting", word)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestSecretsStayHidden(t *testing.T) {
+	c := full(t)
+	c.Adapter.Token, c.SFU.PublishToken, c.SFU.PlayToken = "topsecret", "topsecret", "topsecret"
+	c.Adapter.URL.User = url.UserPassword("u", "topsecret")
+	var out bytes.Buffer
+	slog.New(slog.NewTextHandler(&out, nil)).Info("configuration", "config", c, "token", c.Adapter.Token)
+	fmt.Fprintf(&out, "%v %+v %#v %s", c.Adapter.Token, c.SFU, c.SFU, c.Adapter.Token)
+	if strings.Contains(out.String(), "topsecret") {
+		t.Errorf("a secret shows: %s", out.String())
+	}
+	for _, want := range []string{"config.CLUSTER=us-west", "config.ADAPTER_TOKEN=[hidden]", "config.RELAY_FAN_OUT=3"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %s in %s", want, out.String())
+		}
+	}
+}

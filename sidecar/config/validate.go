@@ -1,0 +1,191 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// names of nodes and clusters stand in URLs, labels and metrics.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
+
+// Validate reports everything that keeps a sidecar from running with these settings, and what to do about each.
+func (c Config) Validate() error {
+	var f faults
+	if c.NodeID != "" && !plainName.MatchString(c.NodeID) {
+		f.add("SIDESTREAM_NODE_ID is %q: use the pod's UID, or up to 128 letters, digits, dots and dashes, or leave it unset",
+			c.NodeID)
+	}
+	switch {
+	case c.Cluster == "":
+		f.add("SIDESTREAM_CLUSTER is not set: give each cluster a name of its own, such as germany")
+	case !plainName.MatchString(c.Cluster):
+		f.add("SIDESTREAM_CLUSTER is %q: use up to 128 letters, digits, dots and dashes", c.Cluster)
+	}
+	if c.PodIP.IsValid() && (c.PodIP.IsUnspecified() || c.PodIP.IsMulticast() || c.PodIP.Zone() != "") {
+		f.add("SIDESTREAM_POD_IP is %s, which nobody can dial: set the address of the pod (fieldRef status.podIP)", c.PodIP)
+	}
+	if !path.IsAbs(c.StateDir) {
+		f.add("SIDESTREAM_STATE_DIR is %q: give the absolute path of a directory that outlives the container (an emptyDir)",
+			c.StateDir)
+	}
+
+	if !plainName.MatchString(c.Adapter.Name) {
+		f.add("SIDESTREAM_ADAPTER_NAME is %q: name the media server, such as pionsfu or mediamtx", c.Adapter.Name)
+	}
+	f.url("SIDESTREAM_ADAPTER_URL", c.Adapter.URL, "the server's base URL, such as http://10.0.0.7:8889")
+	f.token("SIDESTREAM_ADAPTER_TOKEN", c.Adapter.Token)
+
+	f.listen("SIDESTREAM_GATEWAY_LISTEN", c.Gateway.Listen)
+	f.url("SIDESTREAM_GATEWAY_PUBLIC_URL", c.Gateway.PublicURL, "the URL by which viewers reach the gateway")
+	if u := c.Gateway.PublicURL; u != nil && (u.RawQuery != "" || u.Fragment != "") {
+		f.add("SIDESTREAM_GATEWAY_PUBLIC_URL has a query or fragment: session URLs are made from it, leave them away")
+	}
+	f.duration("SIDESTREAM_GATEWAY_HOLD", c.Gateway.Hold, 100*time.Millisecond, time.Minute)
+	f.duration("SIDESTREAM_GATEWAY_SESSION_AGE", c.Gateway.SessionAge, time.Minute, 7*24*time.Hour)
+
+	f.listen("SIDESTREAM_PEER_LISTEN", c.Peer.Listen)
+	if h := c.Peer.AdvertisedHost; h != "" && !hostName(h) {
+		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
+	}
+	for _, a := range c.Peer.Static {
+		if a.Port() == 0 || a.Addr().IsUnspecified() {
+			f.add("SIDESTREAM_PEER_STATIC holds %s, which nobody can dial: give address and port of a peer", a)
+		}
+	}
+	switch c.Peer.Security {
+	case Plaintext:
+	case TLS:
+		if !path.IsAbs(c.Peer.TLSDir) {
+			f.add("SIDESTREAM_PEER_TLS_DIR is %q: give the absolute path of the directory with tls.crt, tls.key and ca.crt, "+
+				"or set SIDESTREAM_PEER_SECURITY to plaintext on a network that you trust", c.Peer.TLSDir)
+		}
+	default:
+		f.add("SIDESTREAM_PEER_SECURITY is %q: write tls or plaintext", c.Peer.Security)
+	}
+
+	for _, p := range c.Relay.Pins {
+		if _, err := path.Match(p, ""); p == "" || strings.Contains(p, ",") || err != nil {
+			f.add("SIDESTREAM_RELAY_PINS holds %q: write stream names or patterns such as studio/*, commas between them", p)
+		}
+	}
+	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 0, time.Hour)
+	f.duration("SIDESTREAM_RELAY_MISSING", c.Relay.Missing, 0, time.Minute)
+	if c.Relay.FanOut < 1 || c.Relay.FanOut > 1000 {
+		f.add("SIDESTREAM_RELAY_FAN_OUT is %d: allow between 1 and 1000 children per stream", c.Relay.FanOut)
+	}
+
+	f.listen("SIDESTREAM_ADMIN_LISTEN", c.Admin.Listen)
+	if c.Log.Format != JSON && c.Log.Format != Text {
+		f.add("SIDESTREAM_LOG_FORMAT is %q: write json or text", c.Log.Format)
+	}
+
+	ports := []listener{
+		{"SIDESTREAM_GATEWAY_LISTEN", c.Gateway.Listen},
+		{"SIDESTREAM_PEER_LISTEN", c.Peer.Listen},
+		{"SIDESTREAM_ADMIN_LISTEN", c.Admin.Listen},
+	}
+	if c.Adapter.Name == PionSFU && c.Adapter.URL == nil { // it runs in this process
+		f.sfu(c.SFU)
+		ports = append(ports, listener{"SIDESTREAM_SFU_LISTEN", c.SFU.Listen})
+	}
+	f.distinct(ports)
+	return errors.Join(f...)
+}
+
+// Validate reports what keeps the built-in SFU from running alone with these settings.
+func (s SFU) Validate() error {
+	var f faults
+	f.sfu(s)
+	return errors.Join(f...)
+}
+
+// faults gathers what is wrong.
+type faults []error
+
+func (f *faults) add(format string, args ...any) { *f = append(*f, fmt.Errorf(format, args...)) }
+
+func (f *faults) sfu(s SFU) {
+	f.listen("SIDESTREAM_SFU_LISTEN", s.Listen)
+	f.listen("SIDESTREAM_SFU_MEDIA_LISTEN", s.MediaListen)
+	for _, a := range s.AdvertisedIPs {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+			f.add("SIDESTREAM_SFU_ADVERTISED_IPS holds %s: give addresses at which viewers reach the media port", a)
+		}
+	}
+	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
+	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
+}
+
+func (f *faults) listen(name, address string) {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		f.add("%s is %q: write an address to listen at, such as :18080 or 127.0.0.1:18080 (%w)", name, address, err)
+	}
+}
+
+func (f *faults) url(name string, u *url.URL, what string) {
+	switch {
+	case u == nil:
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.Opaque != "":
+		f.add("%s is %q: give %s, with http or https and a host", name, u.Redacted(), what)
+	case u.User != nil:
+		f.add("%s holds a user or password, which logs and pages would show: take it out and use a token", name)
+	}
+}
+
+// token refuses what a header field cannot carry (RFC 6750 section 2.1 is narrower; servers are not).
+func (f *faults) token(name string, s Secret) {
+	if strings.ContainsFunc(string(s), func(r rune) bool { return r <= ' ' || r > '~' }) {
+		f.add("%s holds a blank, a line end or a letter outside ASCII: check how the secret was made (a trailing newline?)", name)
+	}
+}
+
+func (f *faults) duration(name string, d, least, most time.Duration) {
+	if d < least || d > most {
+		f.add("%s is %s: set a time from %s to %s", name, d, least, most)
+	}
+}
+
+type listener struct{ name, address string }
+
+// distinct refuses one port for two: the second would fail at start, with less helpful words.
+func (f *faults) distinct(all []listener) {
+	for i, a := range all {
+		_, port, _ := net.SplitHostPort(a.address)
+		if port == "" || strings.Trim(port, "0") == "" { // port 0: the system chooses
+			continue
+		}
+		if j := slices.IndexFunc(all[:i], func(b listener) bool {
+			_, other, _ := net.SplitHostPort(b.address)
+			return other == port && overlap(a.address, b.address)
+		}); j >= 0 {
+			f.add("%s and %s are both port %s: move one of them", all[j].name, a.name, port)
+		}
+	}
+}
+
+// overlap says whether two listeners of one port collide: the same host, or one at all of them.
+func overlap(a, b string) bool {
+	x, _, _ := net.SplitHostPort(a)
+	y, _, _ := net.SplitHostPort(b)
+	anywhere := []string{"", "0.0.0.0", "::"}
+	return x == y || slices.Contains(anywhere, x) || slices.Contains(anywhere, y)
+}
+
+func hostName(h string) bool {
+	if net.ParseIP(h) != nil {
+		return true
+	}
+	return len(h) <= 253 && regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`).MatchString(h)
+}
