@@ -41,13 +41,21 @@ func (s *State) Self() Node { return s.self.Node }
 
 // Node finds a node that is alive, this one included.
 func (s *State) Node(id NodeID) (Node, bool) {
+	n := s.find(id)
+	if n == nil {
+		return Node{}, false
+	}
+	return n.Node, true
+}
+
+func (s *State) find(id NodeID) *holder {
 	i, ok := slices.BinarySearchFunc(s.nodes, id, func(n *holder, id NodeID) int {
 		return strings.Compare(string(n.ID), string(id))
 	})
 	if !ok {
-		return Node{}, false
+		return nil
 	}
-	return s.nodes[i].Node, true
+	return s.nodes[i]
 }
 
 // Nodes are the nodes of a cluster, by id.
@@ -107,6 +115,16 @@ func (s *State) Holders(id adapters.StreamID) []Hold {
 		return nil
 	}
 	return slices.DeleteFunc(s.Holds(id), func(h Hold) bool { return h.Publication() != best })
+}
+
+// Hold is a node's hold of a stream.
+func (s *State) Hold(node NodeID, id adapters.StreamID) (Hold, bool) {
+	n := s.find(node)
+	if n == nil {
+		return Hold{}, false
+	}
+	h, ok := n.holds[id]
+	return h, ok
 }
 
 // Own is this node's own hold of a stream: an origin's publication or what a relay carries.

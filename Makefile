@@ -1,0 +1,45 @@
+# Sidestream. `make` lists the targets; every target sets itself up.
+
+GO      ?= go
+TOOL     = $(GO) tool -modfile=go.tool.mod
+# The race detector needs a C compiler.
+RACE     = $(if $(shell command -v $(or $(CC),gcc) 2>/dev/null),-race)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+.DEFAULT_GOAL := help
+.PHONY: demo test check bench e2e image generate build help clean
+
+##@ Try it
+demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
+	@exec bin/sidestream demo $(ARGS)
+
+##@ Work on it
+build: ## bin/sidestream
+	@$(BUILD) -o bin/sidestream ./sidecar
+test: ## every test, with the race detector where there is a C compiler
+	$(GO) test $(RACE) -timeout 8m ./...
+check: ## format, vet, staticcheck, go.mod, generated code fresh, import arrows
+	@test -z "$$($(TOOL) gofumpt -l . | tee /dev/stderr)" || { echo 'not formatted: run "$(TOOL) gofumpt -w ."'; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	$(GO) mod tidy -diff
+	$(TOOL) buf lint
+	$(TOOL) buf generate --output bin/generated && diff -r bin/generated/sidecar/proto sidecar/proto -x '*.proto'
+	$(GO) test -run TestImports ./e2e
+generate: ## protobuf code from sidecar/proto
+	$(TOOL) buf generate
+bench: ## the relay's hot path beside a bare pion loop, in one run
+	@$(GO) run ./sidecar/relay/bench $(ARGS)
+
+##@ Try it whole
+e2e: build ## the demo as a user has it, with a real browser where there is one
+	SIDESTREAM_E2E=1 $(GO) test -count=1 -timeout 15m ./e2e/...
+image: ## container image of the sidecar, as a tarball in bin/
+	@$(GO) run ./e2e/image -version $(VERSION)
+
+##@ Help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+clean: ## what the other targets left behind
+	rm -rf bin

@@ -1,0 +1,127 @@
+// Command image builds the container image of the sidecar as a tarball, from source and without a container engine or
+// a registry: a static binary on an empty base. `docker load`, `podman load` and `kind load image-archive` take it.
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("image", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	repository := flags.String("name", "sidestream-dev/sidestream", "name of the image")
+	version := flags.String("version", "dev", "its tag, and what the binary says of itself")
+	arch := flags.String("arch", runtime.GOARCH, "processor that it runs on")
+	out := flags.String("o", "bin/sidestream-image.tar", "file to write")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	tag, err := name.NewTag(*repository + ":" + *version)
+	if err != nil {
+		return fmt.Errorf("name the image: %w", err)
+	}
+	layer, err := binaryLayer(ctx, *version, *arch, stderr)
+	if err != nil {
+		return err
+	}
+	image, err := assemble(layer, *arch)
+	if err != nil {
+		return fmt.Errorf("assemble image: %w", err)
+	}
+	if err = os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
+		return err
+	}
+	if err = tarball.WriteToFile(*out, tag, image); err != nil {
+		return fmt.Errorf("write %s: %w", *out, err)
+	}
+	digest, err := image.Digest()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s  %s  %s\n", *out, tag, digest)
+	return nil
+}
+
+// assemble puts the layer on an empty image. No time enters, so equal sources make equal digests.
+func assemble(layer v1.Layer, arch string) (v1.Image, error) {
+	image, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		return nil, err
+	}
+	config, err := image.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", arch
+	config.Config = v1.Config{
+		Entrypoint: []string{"/sidestream"},
+		Cmd:        []string{"run"},
+		User:       "65532:65532",
+		Labels:     map[string]string{"org.opencontainers.image.licenses": "Apache-2.0"},
+	}
+	return mutate.ConfigFile(image, config)
+}
+
+func binaryLayer(ctx context.Context, version, arch string, stderr io.Writer) (v1.Layer, error) {
+	dir, err := os.MkdirTemp("", "sidestream-image-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	binary := filepath.Join(dir, "sidestream")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+		"-ldflags", "-s -w -X main.version="+version, "-o", binary, "./sidecar")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	build.Stdout, build.Stderr = stderr, stderr
+	if err = build.Run(); err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(build.Args, " "), err)
+	}
+	content, err := os.ReadFile(binary)
+	if err != nil {
+		return nil, err
+	}
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	header := &tar.Header{Name: "sidestream", Mode: 0o555, Size: int64(len(content)), ModTime: time.Unix(0, 0).UTC()}
+	if err = w.WriteHeader(header); err != nil {
+		return nil, err
+	}
+	if _, err = w.Write(content); err != nil {
+		return nil, err
+	}
+	if err = w.Close(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(archive.Bytes())), nil
+	})
+}

@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/sidestream-dev/sidestream/"
+
+// arrows says what each package may import: of ours by the path below the module, of others by the beginning of the
+// path. What is not listed here may import nothing but the standard library. A row ending in "/..." holds for the
+// packages below too.
+var arrows = map[string][]string{
+	"adapters":             nil,
+	"adapters/media":       {"github.com/pion/"},
+	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
+	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
+	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
+
+	"sidecar/config":     {"github.com/caarlos0/env/"},
+	"sidecar/discovery":  {"golang.org/x/"},
+	"sidecar/catalogue":  {"adapters"},
+	"sidecar/planner":    {"adapters", "sidecar/catalogue"},
+	"sidecar/proto/...":  {"google.golang.org/"},
+	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "github.com/pion/", "golang.org/x/"},
+	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},
+	"sidecar/admin":      {"github.com/prometheus/"},
+	"sidecar/console":    nil,
+	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
+	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
+
+	"e2e":       {"adapters/...", "sidecar/config", "sidecar/testsource", "github.com/"},
+	"e2e/image": {"github.com/google/go-containerregistry/"},
+	"e2e/wan":   nil,
+}
+
+// TestImports keeps imports pointing one way.
+func TestImports(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "../...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.Bytes())
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		pkg := strings.TrimPrefix(fields[0], module)
+		row, ok := rowOf(pkg)
+		if !ok {
+			t.Errorf("%s has no row in arrows: say there what it may import", pkg)
+			continue
+		}
+		for _, imported := range fields[1:] {
+			ours := strings.HasPrefix(imported, module)
+			if !ours && !strings.Contains(strings.SplitN(imported, "/", 2)[0], ".") {
+				continue // standard library
+			}
+			if imported = strings.TrimPrefix(imported, module); !allowed(imported, row, ours) {
+				t.Errorf("%s imports %s; arrows allows it %q", pkg, imported, row)
+			}
+		}
+	}
+}
+
+func rowOf(pkg string) ([]string, bool) {
+	if row, ok := arrows[pkg]; ok {
+		return row, true
+	}
+	for _, key := range slices.Sorted(maps.Keys(arrows)) {
+		if below(pkg, key) {
+			return arrows[key], true
+		}
+	}
+	return nil, false
+}
+
+func allowed(imported string, row []string, ours bool) bool {
+	return slices.ContainsFunc(row, func(a string) bool {
+		if ours {
+			return a == imported || below(imported, a)
+		}
+		return strings.HasSuffix(a, "/") && strings.HasPrefix(imported, a)
+	})
+}
+
+func below(pkg, pattern string) bool {
+	prefix, ok := strings.CutSuffix(pattern, "...")
+	return ok && strings.HasPrefix(pkg+"/", prefix)
+}

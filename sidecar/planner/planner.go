@@ -1,0 +1,484 @@
+// Package planner decides which relays a node should run and from which parents: a pure function from what the node
+// knows of the mesh, what is wanted here and what runs already. It reads no clock, starts nothing and asks nobody; the
+// relay manager calls it at every change and does what it says.
+package planner
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+)
+
+const (
+	// DefaultFanOut bounds the children that a node should have for one stream.
+	DefaultFanOut = 8
+
+	hopCost     = 5 * time.Millisecond // what a hop costs beside its round trip
+	unknownCost = time.Second          // of a parent that was not measured yet
+	minGain     = 10 * time.Millisecond
+	minGainPart = 5 // a fifth of the present cost
+	maxSilent   = 2 // owners that may stay silent before a node pulls unasked
+)
+
+// Demand is why a node wants a stream.
+type Demand struct {
+	Viewers   int  `json:"viewers"` // who plays it from the own server, or waits to
+	Children  int  `json:"children"`
+	Pinned    bool `json:"pinned"`
+	Lingering bool `json:"lingering"` // none of these any more, but a moment ago
+}
+
+// Any says whether there is a reason now; lingering is none.
+func (d Demand) Any() bool { return d.Viewers > 0 || d.Children > 0 || d.Pinned }
+
+// Want is a stream that is wanted here.
+type Want struct {
+	Stream adapters.StreamID
+	Demand Demand
+}
+
+// Relay is a relay that runs here.
+type Relay struct {
+	Parent      catalogue.NodeID
+	Publication catalogue.Publication
+	Outside     bool // the parent is of another cluster
+	Live        bool // media flows, and the own hold says so
+}
+
+// Claim is what is known of the right to pull a stream for the own cluster. The zero value: nobody was asked.
+type Claim struct {
+	Epoch   uint64
+	Granted bool
+	Holder  catalogue.NodeID   // to whom it was granted instead
+	Silent  []catalogue.NodeID // owners that did not answer
+	Until   time.Time          // when all this is out of date
+}
+
+// Input is all that a plan follows from.
+type Input struct {
+	State  *catalogue.State
+	Now    time.Time
+	Wants  []Want
+	Relays map[adapters.StreamID]Relay
+	Claims map[adapters.StreamID]Claim
+	// Avoid is until when a parent that failed is not to be tried again; nil: none failed.
+	Avoid func(stream adapters.StreamID, parent catalogue.NodeID) time.Time
+	// RTT is the measured round trip to a node; nil: none was measured.
+	RTT    func(catalogue.NodeID) (time.Duration, bool)
+	FanOut int // 0: DefaultFanOut
+	// Gapless says that a relay changes its parent without a gap, so that a cheaper one is worth the change.
+	Gapless bool
+}
+
+// Action is what to do for a stream.
+type Action int
+
+// The actions. All but Nothing leave the relay that runs as it is, unless the decision says Drop.
+const (
+	Nothing Action = iota // run no relay
+	Run                   // run a relay from Parent; where one runs from there at that publication already, it goes on
+	Ask                   // ask Owner for the right to pull
+	Wait                  // for what Why says, at the latest Until
+)
+
+func (a Action) String() string {
+	return [...]string{"nothing", "run", "ask", "wait"}[a]
+}
+
+// Reason says why, in words for people. The set of reasons is closed.
+type Reason string
+
+// The reasons of a plan.
+const (
+	WhyOrigin     Reason = "published here"
+	WhySuperseded Reason = "published here, and superseded by a later publication elsewhere"
+	WhyNobody     Reason = "nobody holds it"
+	WhyOnlyUs     Reason = "all who hold it have it from this node"
+	WhyNear       Reason = "a node of this cluster holds it"
+	WhyPull       Reason = "this node pulls it for the cluster"
+	WhyUnasked    Reason = "the owners of the pull are silent"
+	WhyYield      Reason = "another node of this cluster pulls it too, and ranks lower"
+	WhyAsk        Reason = "no node of this cluster holds it; the owner grants the pull"
+	WhyGranted    Reason = "the pull was granted to another node of this cluster"
+	WhyCheaper    Reason = "a cheaper parent"
+	WhyGone       Reason = "the parent is lost, or holds another publication"
+	WhyPause      Reason = "the parent holds nothing for the moment; what flows goes on"
+	WhyOrphan     Reason = "the parent no longer holds it and there is no other; what flows goes on"
+	WhyAhead      Reason = "the relay is ahead of what was announced"
+	WhyLoop       Reason = "the parent has it from this node"
+	WhyAvoid      Reason = "every parent failed lately"
+)
+
+// Decision is what to do for one stream.
+type Decision struct {
+	Stream adapters.StreamID
+	Action Action
+	Why    Reason
+	// Parent is whom to Run from, or the node that is waited for.
+	Parent catalogue.NodeID
+	// Hold is the parent's, as it was announced; of the zero value where the parent is kept although it holds nothing.
+	Hold    catalogue.Hold
+	Outside bool             // the parent is of another cluster
+	Epoch   uint64           // of the claim to Ask for
+	Owner   catalogue.NodeID // whom to Ask
+	Until   time.Time        // when to plan again, if nothing happens before
+	Drop    bool             // the relay that runs must end now
+}
+
+// Plan decides for each wanted stream, in the order of the wants. The decision for one stream depends on no other, so
+// that a caller may plan again only for those that a change touches.
+//
+// A holder is near if it is of the own cluster, else far. Only holders of the winning publication count, and none whose
+// path passes this node. The senior is the one puller of the cluster that stays if there are several: the one with no
+// other node of the cluster in its path (an origin, or who pulls straight from outside), of several the lowest ranked.
+//
+//	published  who holds it         what runs here             decision
+//	---------  -------------------  -------------------------  ------------------------------------------------
+//	here       any                  any                        nothing
+//	no         nobody               nothing                    nothing
+//	no         nobody               a relay                    goes on: media flows though the control is lost
+//	no         only through us      nothing, or a loop         nothing
+//	no         near                 nothing                    run from the senior's tree: cheapest with room
+//	no         near                 a relay from near          goes on; gapless: a cheaper one
+//	no         near                 from far, not live yet     run from near
+//	no         near                 from far, we are senior    goes on; gapless: a cheaper far one
+//	no         near                 from far, other is senior  run from near, in the senior's tree
+//	no         near, all failed     nothing                    wait
+//	no         far                  nothing, nobody asked      ask the owner; it is silent: the next; then pull
+//	no         far                  nothing, granted to other  wait for that node's hold
+//	no         far                  nothing, granted           run: cheapest with room
+//	no         far, all failed      nothing                    wait
+//	no         far                  from far                   goes on; gapless: a cheaper one
+//	no         far                  from far, parent is lost   run from another far one; none: goes on
+//	no         far                  from near, parent is lost  as nothing; what flows goes on meanwhile
+//	no         near or far          live, parent paused        goes on: the parent looks for another parent itself
+//	elsewhere  near or far          of a beaten publication    as nothing; what flows goes on meanwhile
+//
+// A parent is lost when its heartbeat is; it is paused when it lives and announces no hold. While a relay runs whose
+// parent is lost, other holders that have the stream by way of that parent are no better and do not count.
+func Plan(in Input) []Decision {
+	if in.FanOut <= 0 {
+		in.FanOut = DefaultFanOut
+	}
+	if in.Avoid == nil {
+		in.Avoid = func(adapters.StreamID, catalogue.NodeID) time.Time { return time.Time{} }
+	}
+	if in.RTT == nil {
+		in.RTT = func(catalogue.NodeID) (time.Duration, bool) { return 0, false }
+	}
+	decisions := make([]Decision, len(in.Wants))
+	for i, w := range in.Wants {
+		decisions[i] = in.decide(w.Stream)
+	}
+	return decisions
+}
+
+func (in *Input) decide(stream adapters.StreamID) Decision {
+	d := Decision{Stream: stream}
+	self := in.State.Self().ID
+	relay, runs := in.Relays[stream]
+	best, held := in.State.Winner(stream)
+	if _, ok := in.State.Origin(stream); ok {
+		d.Why, d.Drop = WhyOrigin, runs
+		if best.Origin != self {
+			d.Why = WhySuperseded
+		}
+		return d
+	}
+	switch {
+	case runs && !held:
+		return d.keep(relay, WhyOrphan)
+	case runs && relay.Publication.Beats(best):
+		return d.keep(relay, WhyAhead)
+	case !held:
+		d.Why = WhyNobody
+		return d
+	}
+
+	holders := in.State.Holders(stream)
+	current := runs && relay.Publication == best
+	lost := false
+	if current {
+		_, alive := in.State.Node(relay.Parent)
+		lost = !alive
+	}
+	var near, far []catalogue.Hold
+	for _, h := range holders {
+		switch {
+		case h.Holder() == self:
+		case h.Through(self):
+			if current && h.Holder() == relay.Parent {
+				d.Drop = true
+			}
+		case len(h.Path) >= catalogue.MaxPath:
+		case lost && h.Through(relay.Parent):
+			// It hangs on the same node whose heartbeat is lost: nothing is won there while our own media flows.
+		case in.State.Near(h.Holder()):
+			near = append(near, h)
+		default:
+			far = append(far, h)
+		}
+	}
+	runs = runs && !d.Drop
+	current = current && runs
+
+	if current && relay.Live && !lost && !d.Drop {
+		if _, holds := in.State.Hold(relay.Parent, stream); !holds {
+			return d.keep(relay, WhyPause)
+		}
+	}
+	senior := Senior(in.State, stream, holders)
+	leads := current && relay.Live && senior == self
+	if len(near) > 0 && !leads {
+		return in.fromNear(d, relay, current, runs, senior, near, holders)
+	}
+	switch {
+	case len(far) == 0 && runs:
+		return d.keep(relay, WhyOrphan)
+	case len(far) == 0:
+		d.Why = WhyOnlyUs
+		if d.Drop {
+			d.Why = WhyLoop
+		}
+		return d
+	case current && relay.Outside:
+		return in.choose(d, relay, true, far, holders, WhyPull)
+	}
+	return in.claim(d, relay, runs, best, far, holders)
+}
+
+// keep lets the relay go on though its parent holds nothing that could be chosen.
+func (d Decision) keep(r Relay, why Reason) Decision {
+	d.Action, d.Why, d.Parent, d.Outside = Run, why, r.Parent, r.Outside
+	d.Hold.Epoch, d.Hold.Path = r.Publication.Epoch, []catalogue.NodeID{r.Publication.Origin, r.Parent}
+	if r.Publication.Origin == r.Parent {
+		d.Hold.Path = d.Hold.Path[:1]
+	}
+	d.Hold.Stream = d.Stream
+	return d
+}
+
+// fromNear takes the stream from a node of the own cluster. Those that have it by way of the senior come first: it will
+// not move, so that several that yield at once cannot wait for each other.
+func (in *Input) fromNear(d Decision, relay Relay, current, runs bool, senior catalogue.NodeID, near, holders []catalogue.Hold) Decision {
+	why := WhyNear
+	if current && relay.Outside && relay.Live {
+		why = WhyYield
+	}
+	if current && !relay.Outside && holds(near, relay.Parent) {
+		return in.choose(d, relay, true, near, holders, why)
+	}
+	tree := slices.DeleteFunc(slices.Clone(near), func(h catalogue.Hold) bool { return in.entry(h) != senior })
+	if len(tree) > 0 {
+		if c := in.choose(d, relay, false, tree, holders, why); c.Action == Run {
+			return c
+		}
+	}
+	c := in.choose(d, relay, false, near, holders, why)
+	if c.Action == Wait && runs {
+		until := c.Until
+		c = d.keep(relay, WhyAvoid)
+		c.Until = until
+	}
+	return c
+}
+
+// claim finds out whether this node may pull for its cluster, and does.
+func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Publication, far, holders []catalogue.Hold) Decision {
+	c := in.Claims[d.Stream]
+	if c.Epoch != best.Epoch || !in.Now.Before(c.Until) {
+		c = Claim{}
+	}
+	self := in.State.Self().ID
+	why := WhyPull
+	switch {
+	case c.Granted || c.Holder == self:
+	case c.Holder != "" && in.State.Near(c.Holder):
+		d.Action, d.Why, d.Parent, d.Until = Wait, WhyGranted, c.Holder, c.Until
+		return d
+	case len(c.Silent) >= maxSilent:
+		why = WhyUnasked
+	default:
+		members := in.State.Members()
+		ids := make([]catalogue.NodeID, 0, len(members))
+		for _, n := range members {
+			if !slices.Contains(c.Silent, n.ID) {
+				ids = append(ids, n.ID)
+			}
+		}
+		if owners := Rank(d.Stream, ids); len(owners) > 0 {
+			d.Action, d.Why, d.Owner, d.Epoch = Ask, WhyAsk, owners[0], best.Epoch
+			return d
+		}
+		why = WhyUnasked
+	}
+	chosen := in.choose(d, relay, false, far, holders, why)
+	if chosen.Action == Wait && runs {
+		until := chosen.Until
+		chosen = d.keep(relay, WhyAvoid)
+		chosen.Until = until
+	}
+	return chosen
+}
+
+// choose takes the cheapest parent with room that did not fail lately. With stay, the relay already runs where the
+// candidates are from: it leaves a parent among them only for a good reason, and where none is better, not at all.
+func (in *Input) choose(d Decision, relay Relay, stay bool, from, holders []catalogue.Hold, why Reason) Decision {
+	var best catalogue.Hold
+	var until time.Time
+	for _, h := range from {
+		if t := in.Avoid(d.Stream, h.Holder()); in.Now.Before(t) && (!stay || h.Holder() != relay.Parent) {
+			if until.IsZero() || t.Before(until) {
+				until = t
+			}
+			continue
+		}
+		if best.Path == nil || in.compare(h, best, holders) < 0 {
+			best = h
+		}
+	}
+	if stay {
+		i := slices.IndexFunc(from, func(h catalogue.Hold) bool { return h.Holder() == relay.Parent })
+		switch {
+		case i >= 0 && in.better(best, from[i], holders):
+			why = WhyCheaper
+		case i >= 0:
+			best = from[i]
+		case best.Path == nil:
+			d = d.keep(relay, WhyOrphan)
+			d.Until = until
+			return d
+		default:
+			why = WhyGone
+		}
+	}
+	if best.Path == nil {
+		d.Action, d.Why, d.Until = Wait, WhyAvoid, until
+		return d
+	}
+	d.Action, d.Why, d.Parent, d.Hold = Run, why, best.Holder(), best
+	d.Outside = !in.State.Near(best.Holder())
+	return d
+}
+
+// better says whether a parent is worth leaving one that works for.
+func (in *Input) better(h, present catalogue.Hold, holders []catalogue.Hold) bool {
+	if !in.Gapless || in.full(h.Holder(), holders) {
+		return false
+	}
+	cost := in.cost(present)
+	gain := cost - in.cost(h)
+	return gain >= minGain && gain*minGainPart >= cost
+}
+
+// compare orders parents: those with room first, then by cost, then so that all ties are broken the same way.
+func (in *Input) compare(a, b catalogue.Hold, holders []catalogue.Hold) int {
+	return cmp.Or(
+		compareBool(in.full(a.Holder(), holders), in.full(b.Holder(), holders)),
+		cmp.Compare(in.cost(a), in.cost(b)),
+		cmp.Compare(len(a.Path), len(b.Path)),
+		cmp.Compare(a.Holder(), b.Holder()),
+	)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// cost is what a stream by this parent is behind its publisher: the round trip to the parent and the path before it.
+func (in *Input) cost(h catalogue.Hold) time.Duration {
+	rtt, ok := in.RTT(h.Holder())
+	if !ok {
+		rtt = unknownCost
+	}
+	return rtt + h.Delay + time.Duration(len(h.Path)-1)*hopCost
+}
+
+// full says whether a node has as many children for the stream as it should; this node itself does not count.
+func (in *Input) full(parent catalogue.NodeID, holders []catalogue.Hold) bool {
+	children := 0
+	for _, h := range holders {
+		if h.Parent() == parent && h.Holder() != in.State.Self().ID {
+			children++
+		}
+	}
+	return children >= in.FanOut
+}
+
+// entry is the first node of the own cluster in a path: who brings the stream in.
+func (in *Input) entry(h catalogue.Hold) catalogue.NodeID {
+	for _, id := range h.Path {
+		if in.State.Near(id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// Senior is, of the holders that bring a stream into the own cluster, the one that stays: who has no other node of the
+// cluster in its path comes first, then who ranks lowest. It is "" where no near node holds the stream.
+func Senior(s *catalogue.State, stream adapters.StreamID, holders []catalogue.Hold) catalogue.NodeID {
+	type key struct {
+		detour int
+		sum    [sha256.Size]byte
+	}
+	var best catalogue.NodeID
+	var bestKey key
+	for _, h := range holders {
+		id := h.Holder()
+		if !s.Near(id) || h.Parent() != "" && s.Near(h.Parent()) {
+			continue
+		}
+		k := key{sum: weight(stream, id)}
+		for _, n := range h.Path[:len(h.Path)-1] {
+			if s.Near(n) {
+				k.detour++
+			}
+		}
+		if best == "" || k.detour < bestKey.detour || k.detour == bestKey.detour && bytes.Compare(k.sum[:], bestKey.sum[:]) < 0 {
+			best, bestKey = id, k
+		}
+	}
+	return best
+}
+
+func holds(set []catalogue.Hold, holder catalogue.NodeID) bool {
+	return slices.ContainsFunc(set, func(h catalogue.Hold) bool { return h.Holder() == holder })
+}
+
+// ErrRefused says that a node is no parent for a child that asked.
+var ErrRefused = errors.New("refused")
+
+// Source is the hold by which a node may hand a stream on to a child: the parent's side of the plan. It wraps
+// adapters.ErrNoStream where the node has no source itself, and ErrRefused where the child is in its path or the
+// publication that it has is superseded.
+func Source(s *catalogue.State, child catalogue.NodeID, stream adapters.StreamID) (catalogue.Hold, error) {
+	h, ok := s.Own(stream)
+	if !ok {
+		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: %w", stream, child, adapters.ErrNoStream)
+	}
+	if h.Through(child) {
+		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: it has the stream from that node: %w", stream, child, ErrRefused)
+	}
+	if best, _ := s.Winner(stream); best != h.Publication() {
+		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: the publication here is superseded by one at %s: %w",
+			stream, child, best.Origin, ErrRefused)
+	}
+	if len(h.Path) >= catalogue.MaxPath {
+		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: the path is too long: %w", stream, child, ErrRefused)
+	}
+	return h, nil
+}
