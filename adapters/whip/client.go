@@ -5,6 +5,7 @@ package whip
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +24,7 @@ type Client struct {
 	// HTTP sends the requests; nil means one with the system's proxies and certificates. Redirects are followed here
 	// rather than by it: 307 and 308, with body and header, at most five.
 	HTTP *http.Client
-	// NewPeerConnection makes the connection. It may be called twice for one session; ICE servers that the media server
+	// NewPeerConnection makes the connection. One session may take more than one; ICE servers that the media server
 	// names are in the configuration. Nil means media.Transport with loopback candidates: every codec, pion's default
 	// interceptors.
 	NewPeerConnection func(webrtc.Configuration) (*webrtc.PeerConnection, error)
@@ -72,10 +73,11 @@ func (b bounds) orDefault() bounds {
 }
 
 // Publish opens a WHIP session. Setup adds what is to be sent, as sendonly transceivers, before the offer is made; it
-// may be called a second time, with another connection, when the first cannot be used. It must leave
+// is called again, with another connection, when the first cannot be used. It must leave
 // OnConnectionStateChange alone: Connected and Wait tell the same.
 //
-// Publish returns once the answer is set; media flows when the session is Connected. When it fails, everything is freed
+// Publish returns once the answer is set; media flows when the session is Connected. (Where the answer names ICE servers
+// that the connection lacks, it first sees whether the session connects without them.) When it fails, everything is freed
 // and nothing is left at the server. The caller closes the session.
 func (c *Client) Publish(
 	ctx context.Context, ep adapters.Endpoint, setup func(*webrtc.PeerConnection) error,
@@ -128,6 +130,7 @@ func (c *Client) open(
 	if ep.URL == nil {
 		return nil, fmt.Errorf("%s: no URL", op)
 	}
+	ep = withoutUserinfo(ep)
 	o := &opening{client: c, op: op, ep: ep, setup: setup, bounds: c.bounds.orDefault(), logger: c.Logger}
 	if o.logger == nil {
 		o.logger = slog.New(slog.DiscardHandler)
@@ -159,6 +162,25 @@ func (c *Client) open(
 	return o.offer(ctx)
 }
 
+// withoutUserinfo turns a name and password in the URL into the header field that they stand for, which redirects and
+// Locations to other hosts do not lose.
+func withoutUserinfo(ep adapters.Endpoint) adapters.Endpoint {
+	if ep.URL.User == nil {
+		return ep
+	}
+	u, header := *ep.URL, ep.Header.Clone()
+	if header.Get("Authorization") == "" {
+		if header == nil {
+			header = http.Header{}
+		}
+		password, _ := u.User.Password()
+		basic := base64.StdEncoding.EncodeToString([]byte(u.User.Username() + ":" + password))
+		header.Set("Authorization", "Basic "+basic)
+	}
+	u.User = nil
+	return adapters.Endpoint{URL: &u, Header: header}
+}
+
 func (o *opening) fail(err error) error { return fmt.Errorf("%s %s: %w", o.op, plain(o.ep.URL), err) }
 
 // ask takes ICE servers from the answer to OPTIONS (RFC 9725, section 4.6). A server need not give any, nor answer.
@@ -182,11 +204,11 @@ func (o *opening) ask(ctx context.Context) error {
 
 // connect makes a connection that is set up by the caller.
 func (o *opening) connect() (*connection, error) {
-	make := o.client.NewPeerConnection
-	if make == nil {
-		make = media.Transport{Loopback: true, Logger: o.client.Logger}.NewPeerConnection
+	newPeerConnection := o.client.NewPeerConnection
+	if newPeerConnection == nil {
+		newPeerConnection = media.Transport{Loopback: true, Logger: o.client.Logger}.NewPeerConnection
 	}
-	pc, err := make(webrtc.Configuration{
+	pc, err := newPeerConnection(webrtc.Configuration{
 		ICEServers: o.servers,
 		// RFC 9725, section 4.4.1.
 		BundlePolicy:  webrtc.BundlePolicyMaxBundle,
@@ -228,7 +250,7 @@ func (o *opening) offer(ctx context.Context) (_ *Session, err error) {
 	s.remote = newRemote(o.client.HTTP, o.ep.Header)
 	res, err := s.remote.do(ctx, request{
 		op: o.op, method: http.MethodPost, url: o.ep.URL,
-		header: http.Header{"Content-Type": {ContentTypeSDP}}, body: []byte(local),
+		header: http.Header{"Content-Type": {ContentTypeSDP}}, body: []byte(local.sdp),
 	})
 	switch {
 	case res == nil:
@@ -237,7 +259,10 @@ func (o *opening) offer(ctx context.Context) (_ *Session, err error) {
 		if err = s.begin(res, err); err != nil {
 			return nil, err
 		}
-		return s, o.counter(ctx, s, res)
+		if err = o.counter(ctx, s, res); err != nil {
+			return nil, err
+		}
+		return s, nil
 	case !res.ok():
 		return nil, res.refusal(o.op)
 	}
@@ -251,7 +276,10 @@ func (o *opening) offer(ctx context.Context) (_ *Session, err error) {
 	if err = conn.pc.SetRemoteDescription(answer); err != nil {
 		return nil, o.fail(fmt.Errorf("apply answer: %w", err))
 	}
-	return s, s.trickle(ctx, local)
+	if err = s.trickle(ctx, local); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // counter answers the offer that a WHEP server made in place of an answer to ours.
@@ -284,7 +312,7 @@ func (o *opening) counter(ctx context.Context, s *Session, res *response) error 
 	if err != nil {
 		return o.fail(err)
 	}
-	if _, err := s.patch(ctx, "answer", ContentTypeSDP, []byte(local)); err != nil {
+	if err := s.patch(ctx, "answer", ContentTypeSDP, []byte(local.sdp)); err != nil {
 		return err
 	}
 	return s.trickle(ctx, local)

@@ -151,7 +151,11 @@ func ParseFragment(body []byte) (Fragment, error) {
 		case "ice-lite":
 			f.Lite = true
 		case "ice-options":
-			f.Options = append(f.Options, strings.Fields(value)...)
+			options := strings.Fields(value)
+			if len(options) == 0 {
+				return fail("empty ice-options")
+			}
+			f.Options = append(f.Options, options...)
 			if len(f.Options) > maxFragmentOptions || len(value) > maxFragmentLine/maxFragmentOptions {
 				return fail("too many ICE options")
 			}

@@ -26,11 +26,12 @@ const (
 // defaultHTTP serves clients without an http.Client of their own. Idle connections are kept for the PATCH and DELETE
 // that follow, not for long.
 var defaultHTTP = &http.Client{Transport: &http.Transport{
-	Proxy:               http.ProxyFromEnvironment,
-	ForceAttemptHTTP2:   true,
-	MaxIdleConnsPerHost: 4,
-	IdleConnTimeout:     20 * time.Second,
-	TLSHandshakeTimeout: 10 * time.Second,
+	Proxy:                  http.ProxyFromEnvironment,
+	ForceAttemptHTTP2:      true,
+	MaxIdleConnsPerHost:    4,
+	MaxResponseHeaderBytes: 64 << 10,
+	IdleConnTimeout:        20 * time.Second,
+	TLSHandshakeTimeout:    10 * time.Second,
 }}
 
 // StatusError is a server's refusal. RFC 9725 has clients treat a code that they do not know as the first of its class,
@@ -259,18 +260,15 @@ func plain(u *url.URL) string {
 	return bare.String()
 }
 
-// allowsTrickle reads from an answer's header whether the session takes PATCHes. It is known when the server says so,
-// or says otherwise.
-func allowsTrickle(h http.Header) (allowed, known bool) {
+// allowsTrickle says whether an answer's header lets the session be PATCHed with candidates.
+func allowsTrickle(h http.Header) bool {
 	if accept := h.Values("Accept-Patch"); len(accept) > 0 {
-		return listed(accept, ContentTypeFragment) || listed(accept, "*/*"), true
+		return listed(accept, ContentTypeFragment)
 	}
 	// Servers give an ETag where the session can be patched (RFC 9725, section 4.3.1).
-	if h.Get("ETag") != "" {
-		return true, true
-	}
-	methods := append(h.Values("Allow"), h.Values("Access-Control-Allow-Methods")...)
-	return listed(methods, http.MethodPatch), len(methods) > 0
+	return h.Get("ETag") != "" ||
+		listed(h.Values("Allow"), http.MethodPatch) ||
+		listed(h.Values("Access-Control-Allow-Methods"), http.MethodPatch)
 }
 
 // listed says whether an item stands in a comma list, whatever parameters it has there.

@@ -8,12 +8,9 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/pion/sdp/v3"
 	"github.com/pion/webrtc/v4"
 )
 
@@ -142,7 +139,7 @@ func (s *Session) begin(res *response, bodyErr error) error {
 	s.location = location
 	s.remote.bare = s.remote.bare || downgrades(res.url, location)
 	s.etag = res.header.Get("ETag")
-	s.trickles, _ = allowsTrickle(res.header)
+	s.trickles = allowsTrickle(res.header)
 	known := s.conn.pc.GetConfiguration().ICEServers
 	for _, server := range ICEServers(res.header) {
 		if !slices.ContainsFunc(known, func(k webrtc.ICEServer) bool { return slices.Equal(k.URLs, server.URLs) }) {
@@ -167,7 +164,7 @@ func (s *Session) direct(ctx context.Context, bound time.Duration) bool {
 }
 
 // patch sends a body to the session, under the ETag that it was given.
-func (s *Session) patch(ctx context.Context, op, contentType string, body []byte) (*response, error) {
+func (s *Session) patch(ctx context.Context, op, contentType string, body []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, s.bounds.request)
 	defer cancel()
 	header := http.Header{"Content-Type": {contentType}}
@@ -175,23 +172,19 @@ func (s *Session) patch(ctx context.Context, op, contentType string, body []byte
 		header.Set("If-Match", s.etag)
 	}
 	res, err := s.remote.do(ctx, request{op: op, method: http.MethodPatch, url: s.location, header: header, body: body})
-	switch {
-	case err != nil:
-		return nil, err
-	case !res.ok():
-		return res, res.refusal(op)
+	if err != nil {
+		return err
 	}
-	return res, nil
+	if !res.ok() {
+		return res.refusal(op)
+	}
+	return nil
 }
 
 // trickle tells the server of candidates that came too late for the description. They are sent in one PATCH; only when
 // gathering drags on, and nothing has connected yet, does a second one follow with the rest.
-func (s *Session) trickle(ctx context.Context, described string) error {
-	sent, err := candidates(described)
-	if err != nil {
-		return s.fail(err)
-	}
-	if sent.EndOfCandidates {
+func (s *Session) trickle(ctx context.Context, told described) error {
+	if told.complete {
 		return nil
 	}
 	if allowed, err := s.mayTrickle(ctx); !allowed {
@@ -202,21 +195,20 @@ func (s *Session) trickle(ctx context.Context, described string) error {
 		if err != nil {
 			return s.fail(err)
 		}
-		now, err := candidates(s.conn.pc.LocalDescription().SDP)
+		now, err := s.conn.described()
 		if err != nil {
 			return s.fail(err)
 		}
-		news := now
-		news.Candidates = slices.DeleteFunc(slices.Clone(now.Candidates), func(c string) bool {
-			return slices.Contains(sent.Candidates, c)
+		news := slices.DeleteFunc(slices.Clone(now.candidates), func(candidate string) bool {
+			return slices.Contains(told.candidates, candidate)
 		})
-		if len(news.Candidates) > 0 {
-			if err := s.send(ctx, news); err != nil {
+		if len(news) > 0 {
+			if err := s.send(ctx, now.fragment(news)); err != nil {
 				return err
 			}
-			sent = now
+			told = now
 		}
-		if complete || isClosed(s.conn.connected) || isClosed(s.conn.failed) || isClosed(s.conn.closed) {
+		if complete || !s.trickles || isClosed(s.conn.connected) || s.ended() != nil {
 			return nil
 		}
 	}
@@ -235,7 +227,7 @@ func (s *Session) mayTrickle(ctx context.Context) (bool, error) {
 		return false, s.fail(ctx.Err())
 	}
 	if err == nil && res.ok() {
-		s.trickles, _ = allowsTrickle(res.header)
+		s.trickles = allowsTrickle(res.header)
 	}
 	if !s.trickles {
 		s.logger.DebugContext(ctx, "server takes no later candidates; those that are not in the offer are lost")
@@ -245,8 +237,8 @@ func (s *Session) mayTrickle(ctx context.Context) (bool, error) {
 
 // send PATCHes one fragment. A server that does not trickle after all is taken at its word, and a connection that stands
 // needs no further candidates: both go on.
-func (s *Session) send(ctx context.Context, news described) error {
-	_, err := s.patch(ctx, "trickle", ContentTypeFragment, news.fragment().Marshal())
+func (s *Session) send(ctx context.Context, news Fragment) error {
+	err := s.patch(ctx, "trickle", ContentTypeFragment, news.Marshal())
 	if err == nil {
 		return nil
 	}
@@ -267,137 +259,4 @@ func (s *Session) send(ctx context.Context, news described) error {
 		}
 	}
 	return err
-}
-
-// described is what a local description says of ICE.
-type described struct {
-	ufrag, pwd, line, mid string
-	Candidates            []string
-	EndOfCandidates       bool
-}
-
-// fragment is of the first media section, which stands for the whole bundle (RFC 9725, section 4.3.1).
-func (d described) fragment() Fragment {
-	return Fragment{
-		FragmentICE: FragmentICE{Ufrag: d.ufrag, Pwd: d.pwd},
-		Media: []FragmentMedia{{
-			Line: d.line, MID: d.mid,
-			FragmentICE: FragmentICE{Candidates: d.Candidates, EndOfCandidates: d.EndOfCandidates},
-		}},
-	}
-}
-
-// candidates reads a local description. Candidates for RTCP are left out, as it shares the port (rtcp-mux).
-func candidates(description string) (described, error) {
-	var parsed sdp.SessionDescription
-	if err := parsed.UnmarshalString(description); err != nil {
-		return described{}, err
-	}
-	if len(parsed.MediaDescriptions) == 0 {
-		return described{}, errors.New("description without media")
-	}
-	first := parsed.MediaDescriptions[0]
-	d := described{line: first.MediaName.String()}
-	for _, attributes := range [][]sdp.Attribute{parsed.Attributes, first.Attributes} {
-		for _, a := range attributes {
-			switch a.Key {
-			case "ice-ufrag":
-				d.ufrag = a.Value
-			case "ice-pwd":
-				d.pwd = a.Value
-			case "mid":
-				d.mid = a.Value
-			case "candidate":
-				if fields := strings.Fields(a.Value); len(fields) > 1 && fields[1] == "1" {
-					d.Candidates = append(d.Candidates, a.Value)
-				}
-			case "end-of-candidates":
-				d.EndOfCandidates = true
-			}
-		}
-	}
-	return d, nil
-}
-
-// connection is a PeerConnection with its states as channels.
-type connection struct {
-	pc       *webrtc.PeerConnection
-	complete <-chan struct{} // gathering has ended
-
-	connected, failed, closed chan struct{}
-	markConnected             func()
-	markFailed, markClosed    func()
-}
-
-// newConnection watches a connection on which nothing has begun yet.
-func newConnection(pc *webrtc.PeerConnection) *connection {
-	c := &connection{
-		pc: pc, connected: make(chan struct{}), failed: make(chan struct{}), closed: make(chan struct{}),
-	}
-	c.markConnected = sync.OnceFunc(func() { close(c.connected) })
-	c.markFailed = sync.OnceFunc(func() { close(c.failed) })
-	c.markClosed = sync.OnceFunc(func() { close(c.closed) })
-	c.complete = webrtc.GatheringCompletePromise(pc)
-	// Pion calls this in a goroutine of its own for each state, so the order in which they arrive says nothing.
-	pc.OnConnectionStateChange(func(state webrtc.PeerConnectionState) {
-		switch state {
-		case webrtc.PeerConnectionStateConnected:
-			c.markConnected()
-		case webrtc.PeerConnectionStateFailed:
-			c.markFailed()
-		case webrtc.PeerConnectionStateClosed:
-			c.markClosed()
-		}
-	})
-	return c
-}
-
-// describe sets the local description and returns it with the candidates that were found within the bound.
-func (c *connection) describe(ctx context.Context, d webrtc.SessionDescription, bound time.Duration) (string, error) {
-	if err := c.pc.SetLocalDescription(d); err != nil {
-		return "", err
-	}
-	if _, err := c.gathered(ctx, bound); err != nil {
-		return "", err
-	}
-	return c.pc.LocalDescription().SDP, nil
-}
-
-// gathered waits until all candidates are there, and says so. It waits no longer than the bound, nor once the fate of
-// the connection is known.
-func (c *connection) gathered(ctx context.Context, bound time.Duration) (bool, error) {
-	timer := time.NewTimer(bound)
-	defer timer.Stop()
-	select {
-	case <-c.complete:
-	case <-c.connected:
-	case <-c.failed:
-	case <-c.closed:
-	case <-timer.C:
-	case <-ctx.Done():
-		return false, ctx.Err()
-	}
-	return isClosed(c.complete), nil
-}
-
-// free closes the connection and waits until nothing of it runs.
-func (c *connection) free() {
-	_ = c.pc.GracefulClose() // what it reports, nobody can act on
-	// GracefulClose does not wait for the callback, which pion starts by "go" (PeerConnection.onConnectionStateChange).
-	// It comes at once, unless the caller has put another callback in its place.
-	timer := time.NewTimer(time.Second)
-	defer timer.Stop()
-	select {
-	case <-c.closed:
-	case <-timer.C:
-	}
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }

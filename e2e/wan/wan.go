@@ -142,14 +142,11 @@ func (d *Direction) Params() Params {
 }
 
 // Set replaces the parameters from the next packet on. Packets under way arrive when they would have, so that later ones
-// overtake them if the delay has become less, as after a change of route. A queue that has built up drains at the new
-// rate. Streams that stood still go on when a cut is healed.
+// overtake them if the delay has become less, as after a change of route; those that wait for the rate leave at the old
+// one. Streams that stood still go on when a cut is healed.
 func (d *Direction) Set(p Params) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.params.Rate != 0 && p.Rate != d.params.Rate {
-		d.free = time.Time{}
-	}
 	d.params = p.sane()
 	d.last = time.Time{}
 	close(d.changed)

@@ -31,21 +31,21 @@ func TestPages(t *testing.T) {
 		status       int
 		body         string
 	}{
-		"live":               {broken, "GET", "/livez", 200, "ok"},
-		"ready":              {full, "GET", "/readyz", 200, "ok"},
-		"ready by nobody":    {Options{}, "GET", "/readyz", 200, "ok"},
-		"not ready":          {broken, "GET", "/readyz", 503, "media server does not answer"},
-		"head":               {full, "HEAD", "/readyz", 200, ""},
-		"metrics":            {full, "GET", "/metrics", 200, "sidestream_test 0"},
-		"no metrics":         {Options{}, "GET", "/metrics", 404, ""},
-		"status":             {full, "GET", "/api/status", 200, `{"streams":2}`},
-		"status unwritable":  {broken, "GET", "/api/status", 500, "status cannot be written"},
-		"no status":          {Options{}, "GET", "/api/status", 404, ""},
-		"pprof":              {full, "GET", "/debug/pprof/cmdline", 200, ""},
-		"pprof unasked":      {broken, "GET", "/debug/pprof/", 404, ""},
-		"method":             {full, "POST", "/readyz", 405, ""},
-		"nothing else":       {full, "GET", "/", 404, ""},
-		"no way to a handle": {full, "DELETE", "/api/status", 405, ""},
+		"live":              {broken, "GET", "/livez", 200, "ok"},
+		"ready":             {full, "GET", "/readyz", 200, "ok"},
+		"ready by nobody":   {Options{}, "GET", "/readyz", 200, "ok"},
+		"not ready":         {broken, "GET", "/readyz", 503, "media server does not answer"},
+		"head":              {full, "HEAD", "/readyz", 200, ""},
+		"metrics":           {full, "GET", "/metrics", 200, "sidestream_test 0"},
+		"no metrics":        {Options{}, "GET", "/metrics", 404, ""},
+		"status":            {full, "GET", "/api/status", 200, `{"streams":2}`},
+		"status unwritable": {broken, "GET", "/api/status", 500, "status cannot be written"},
+		"no status":         {Options{}, "GET", "/api/status", 404, ""},
+		"pprof":             {full, "GET", "/debug/pprof/cmdline", 200, ""},
+		"pprof unasked":     {broken, "GET", "/debug/pprof/", 404, ""},
+		"method":            {full, "POST", "/readyz", 405, ""},
+		"nothing else":      {full, "GET", "/", 404, ""},
+		"read only":         {full, "DELETE", "/api/status", 405, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := httptest.NewRecorder()

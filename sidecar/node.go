@@ -1,0 +1,497 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/media"
+	"github.com/sidestream-dev/sidestream/adapters/pionsfu"
+	"github.com/sidestream-dev/sidestream/sidecar/admin"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
+	"github.com/sidestream-dev/sidestream/sidecar/discovery"
+	"github.com/sidestream-dev/sidestream/sidecar/gateway"
+	"github.com/sidestream-dev/sidestream/sidecar/mesh"
+	"github.com/sidestream-dev/sidestream/sidecar/relay"
+)
+
+// surroundings is the world around a node, where it is not the machine's own: the demo puts distance there.
+type surroundings struct {
+	dial    mesh.DialFunc                   // to peers; nil: the machine's network
+	viewers func(net.Listener) net.Listener // what the gateway listens on; nil: as it is
+	front   func(http.Handler) http.Handler // around the gateway; nil: nothing
+	sfu     media.Transport                 // of the built-in media server
+	relay   media.Transport                 // of relays
+}
+
+// node is one sidecar, and the built-in media server where that runs in the same process: all its parts, put together.
+type node struct {
+	settings config.Config
+	around   surroundings
+	logger   *slog.Logger
+	registry *prometheus.Registry
+
+	sfu      *pionsfu.Server // nil: the media server is another process
+	adapter  adapters.Adapter
+	state    state
+	file     stateFile
+	known    *catalogue.Catalogue
+	security *mesh.Security
+	port     *mesh.Port
+	mesh     *mesh.Mesh
+	peers    *http.Client // to the peer ports of others
+	local    *http.Client // to the media server
+	relays   *relay.Manager
+	gateway  *gateway.Gateway
+	tokens   *gateway.Tokens
+
+	listeners struct{ sfu, gateway, peer, admin net.Listener }
+
+	mu      sync.Mutex
+	readers map[adapters.StreamID]int // as the media server reported last
+}
+
+// newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
+// run, which also frees what was opened.
+func newNode(settings config.Config, around surroundings, logger *slog.Logger) (_ *node, err error) {
+	n := &node{
+		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
+		readers: map[adapters.StreamID]int{},
+	}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, l := range []struct {
+		to            *net.Listener
+		what, address string
+	}{
+		{&n.listeners.gateway, "viewers (SIDESTREAM_GATEWAY_LISTEN)", settings.Gateway.Listen},
+		{&n.listeners.peer, "peers (SIDESTREAM_PEER_LISTEN)", settings.Peer.Listen},
+		{&n.listeners.admin, "administration (SIDESTREAM_ADMIN_LISTEN)", settings.Admin.Listen},
+	} {
+		if *l.to, err = net.Listen("tcp", l.address); err != nil {
+			return nil, fmt.Errorf("open the port for %s: %w", l.what, err)
+		}
+	}
+	target, err := n.openServer()
+	if err != nil {
+		return nil, err
+	}
+
+	n.file = stateFile{name: filepath.Join(settings.StateDir, "state.json"), logger: logger}
+	n.state = n.file.open(catalogue.NodeID(settings.NodeID))
+	n.logger = logger.With("node", n.state.Node, "cluster", settings.Cluster)
+	n.known = catalogue.New(catalogue.Node{
+		ID: n.state.Node, Incarnation: n.state.Incarnation, Cluster: settings.Cluster,
+	})
+	if err := n.known.Restore(n.state.Record); err != nil {
+		n.logger.Warn("what was remembered cannot be true; going on without it", "error", err)
+	}
+
+	if err := n.openMesh(); err != nil {
+		return nil, err
+	}
+	n.local = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: 2 * time.Second}}
+	sessionMetrics := relay.NewSessionMetrics(n.registry)
+	n.relays = relay.NewManager(relay.ManagerOptions{
+		Catalogue: n.known,
+		Peers:     parents{n.mesh},
+		NewSession: func(s relay.Spec) relay.Runner {
+			return n.newSession(s, sessionMetrics)
+		},
+		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Registerer: n.registry, Logger: n.logger,
+	})
+	n.gateway = gateway.New(gateway.Options{
+		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
+		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
+		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
+		SessionAge: settings.Gateway.SessionAge, Logger: n.logger, Registerer: n.registry,
+	})
+	return n, nil
+}
+
+// openServer finds the media server that stands beside the sidecar, or makes the built-in one, and says at which base
+// URL it is.
+func (n *node) openServer() (*url.URL, error) {
+	s := n.settings
+	if s.Adapter.Name != config.PionSFU {
+		return nil, fmt.Errorf("adapter %q is not known: this version has %q", s.Adapter.Name, config.PionSFU)
+	}
+	target := s.Adapter.URL
+	publish, play := string(s.Adapter.Token), string(s.Adapter.Token)
+	if target == nil {
+		var err error
+		if n.sfu, err = newSFU(s.SFU, n.around.sfu, n.logger, n.registry); err != nil {
+			return nil, err
+		}
+		if n.listeners.sfu, err = net.Listen("tcp", s.SFU.Listen); err != nil {
+			return nil, fmt.Errorf("open the port for the media server (SIDESTREAM_SFU_LISTEN): %w", err)
+		}
+		target = &url.URL{Scheme: "http", Host: dialable(n.listeners.sfu.Addr(), s.PodIP)}
+		publish, play = string(s.SFU.PublishToken), string(s.SFU.PlayToken)
+	}
+	adapter, err := pionsfu.NewAdapter(pionsfu.AdapterConfig{
+		BaseURL: target.String(), PublishToken: publish, PlayToken: play,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.adapter = adapter
+	return target, nil
+}
+
+// dialable is how a listener of this pod is reached from within: by the pod's IP where it listens on every address and
+// that is known, because many servers trust loopback.
+func dialable(addr net.Addr, pod netip.Addr) string {
+	at, err := netip.ParseAddrPort(addr.String())
+	if err != nil || !at.Addr().IsUnspecified() {
+		return addr.String()
+	}
+	if !pod.IsValid() {
+		pod = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return netip.AddrPortFrom(pod, at.Port()).String()
+}
+
+func (n *node) openMesh() (err error) {
+	p := n.settings.Peer
+	n.security = mesh.Plaintext()
+	if p.Security == config.TLS {
+		if n.security, err = mesh.LoadSecurity(p.TLSDir, n.logger); err != nil {
+			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY=plaintext on a network that is safe by itself)", err)
+		}
+	}
+	n.tokens = gateway.NewTokens(nil)
+	n.peers = n.security.HTTPClient(n.around.dial)
+	n.port = mesh.NewPort(mesh.PortOptions{
+		Listener: n.listeners.peer, Security: n.security, Registerer: n.registry, Logger: n.logger,
+	})
+	host := p.AdvertisedHost
+	if host == "" && n.settings.PodIP.IsValid() {
+		host = n.settings.PodIP.String()
+	}
+	_, port, err := net.SplitHostPort(n.listeners.peer.Addr().String())
+	if err != nil {
+		return err
+	}
+	n.mesh = mesh.New(mesh.Options{
+		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
+		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
+	})
+	return nil
+}
+
+// newSession makes the session that pulls from a parent's gateway and publishes into the own server.
+func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Runner {
+	from := adapters.Endpoint{Header: http.Header{gateway.PullTokenHeader: {s.Grant.Token}}}
+	// The URL comes of an address that the mesh speaks to, so it parses; an empty one fails in the session, with words.
+	from.URL, _ = url.Parse(s.Grant.URL)
+	return relay.NewSession(relay.SessionOptions{
+		Stream: s.Stream, From: from, FromHTTP: n.peers, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
+		Transport: n.around.relay, Traits: n.adapter.Traits(),
+		Logger: n.logger.With("parent", s.Parent), Metrics: metrics,
+	})
+}
+
+// run runs all parts until ctx ends or one fails. The media server and the ports outlive the relays, so that these can
+// end their sessions.
+func (n *node) run(ctx context.Context) error {
+	defer n.close()
+	viewers, front := n.listeners.gateway, http.Handler(n.gateway)
+	if n.around.viewers != nil {
+		viewers = n.around.viewers(viewers)
+	}
+	if n.around.front != nil {
+		front = n.around.front(front)
+	}
+	var server []part
+	if n.sfu != nil {
+		server = []part{n.sfu.Run, serveHTTP(n.listeners.sfu, n.sfu)}
+	}
+	doors := []part{
+		n.gateway.Run, n.port.Run, n.mesh.Run,
+		serveHTTP(viewers, front),
+		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
+		serveHTTP(n.listeners.admin, admin.New(admin.Options{
+			Ready: n.gateway.Ready, Status: func() any { return n.status() }, Metrics: n.registry,
+			Profile: n.settings.Admin.Profile, Logger: n.logger,
+		})),
+		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
+	}
+	working := []part{n.relays.Run, n.watchServer, n.watchRelated, n.discover}
+	n.logger.Info("running", "gateway", n.listeners.gateway.Addr().String(), "peers", n.listeners.peer.Addr().String(),
+		"admin", n.listeners.admin.Addr().String(), "incarnation", n.state.Incarnation)
+	return runStages(ctx, server, doors, working)
+}
+
+// close frees what newNode opened. Closing twice does no harm.
+func (n *node) close() {
+	for _, l := range []net.Listener{n.listeners.sfu, n.listeners.gateway, n.listeners.peer, n.listeners.admin} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+	for _, c := range []*http.Client{n.peers, n.local} {
+		if c != nil {
+			c.CloseIdleConnections()
+		}
+	}
+}
+
+// watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
+func (n *node) watchServer(ctx context.Context) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := n.adapter.Watch(ctx, n.report)
+		if ctx.Err() != nil {
+			return struct{}{}, backoff.Permanent(ctx.Err())
+		}
+		n.logger.Warn("media server cannot be watched; asking again", "adapter", n.adapter.Name(), "error", err)
+		return struct{}{}, errors.Join(err, errLost)
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+// errLost keeps a retry going where the error was nil.
+var errLost = errors.New("lost")
+
+func newBackOff() *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 200*time.Millisecond, 5*time.Second
+	return b
+}
+
+func (n *node) report(streams []adapters.Stream) {
+	readers := make(map[adapters.StreamID]int, len(streams))
+	for _, s := range streams {
+		readers[s.ID] = s.Readers
+	}
+	n.mu.Lock()
+	n.readers = readers
+	n.mu.Unlock()
+	if err := n.known.SetLocal(streams); err != nil {
+		n.logger.Warn("streams are not announced", "error", err)
+	}
+	n.relays.Report(streams)
+}
+
+func (n *node) readersOf(id adapters.StreamID) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	count, ok := n.readers[id]
+	if !ok {
+		return -1
+	}
+	return count
+}
+
+// watchRelated tells the mesh on which nodes media depends here, for as long as that changes.
+func (n *node) watchRelated(ctx context.Context) error {
+	for {
+		state, changed := n.known.Snapshot()
+		n.mesh.SetRelated(related(state))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// related are the parents and children of what is held here.
+func related(s *catalogue.State) []catalogue.NodeID {
+	self := s.Self().ID
+	set := map[catalogue.NodeID]bool{}
+	for _, id := range s.Streams() {
+		own, ok := s.Own(id)
+		if !ok {
+			continue
+		}
+		if parent := own.Parent(); parent != "" {
+			set[parent] = true
+		}
+		for _, child := range s.Children(id, self) {
+			set[child] = true
+		}
+	}
+	nodes := make([]catalogue.NodeID, 0, len(set))
+	for id := range set {
+		nodes = append(nodes, id)
+	}
+	slices.Sort(nodes)
+	return nodes
+}
+
+// discover tells the mesh where peers are.
+func (n *node) discover(ctx context.Context) error {
+	addresses := make([]string, 0, len(n.settings.Peer.Static))
+	for _, a := range n.settings.Peer.Static {
+		addresses = append(addresses, a.String())
+	}
+	source, err := discovery.NewStatic(addresses, n.logger)
+	if err != nil {
+		return err
+	}
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		err := source.Run(ctx, n.mesh.SetPeers)
+		if ctx.Err() != nil {
+			return struct{}{}, backoff.Permanent(ctx.Err())
+		}
+		n.logger.Warn("peers cannot be discovered; asking again", "error", err)
+		return struct{}{}, errors.Join(err, errLost)
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+// forward is how the gateway reaches another node's sessions.
+func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
+	addr, ok := n.mesh.Address(catalogue.NodeID(id))
+	if !ok {
+		return nil, nil, false
+	}
+	return &url.URL{Scheme: n.security.Scheme(), Host: addr}, n.peers.Transport, true
+}
+
+// status is what /api/status shows.
+type status struct {
+	Node    catalogue.NodeID  `json:"node"`
+	Cluster string            `json:"cluster"`
+	Version string            `json:"version"`
+	Adapter string            `json:"adapter"`
+	Peers   []mesh.PeerStatus `json:"peers"`
+	Streams []streamStatus    `json:"streams"`
+	Relays  []relay.Status    `json:"relays"`
+}
+
+// streamStatus is one name that anybody holds.
+type streamStatus struct {
+	Stream  adapters.StreamID `json:"stream"`
+	Epoch   uint64            `json:"epoch"`
+	Origin  catalogue.NodeID  `json:"origin"`
+	Holders []holder          `json:"holders"`
+	Readers int               `json:"readers"` // at this node; -1: not known
+}
+
+type holder struct {
+	Node    catalogue.NodeID   `json:"node"`
+	Cluster string             `json:"cluster"`
+	Path    []catalogue.NodeID `json:"path"`
+}
+
+func (n *node) status() status {
+	known, _ := n.known.Snapshot()
+	s := status{
+		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
+		Peers: n.mesh.Peers(), Relays: n.relays.Status(), Streams: []streamStatus{},
+	}
+	for _, id := range known.Streams() {
+		winner, ok := known.Winner(id)
+		if !ok {
+			continue
+		}
+		row := streamStatus{Stream: id, Epoch: winner.Epoch, Origin: winner.Origin, Readers: n.readersOf(id)}
+		for _, h := range known.Holders(id) {
+			at, _ := known.Node(h.Holder())
+			row.Holders = append(row.Holders, holder{Node: h.Holder(), Cluster: at.Cluster, Path: h.Path})
+		}
+		s.Streams = append(s.Streams, row)
+	}
+	return s
+}
+
+// parents is the mesh as the relays know it.
+type parents struct{ mesh *mesh.Mesh }
+
+func (p parents) Claim(ctx context.Context, owner catalogue.NodeID, id adapters.StreamID, epoch uint64) (relay.Claim, error) {
+	c, err := p.mesh.Claim(ctx, owner, id, epoch)
+	return relay.Claim(c), err
+}
+
+func (p parents) Pull(ctx context.Context, parent catalogue.NodeID, id adapters.StreamID) (relay.Grant, error) {
+	g, err := p.mesh.Pull(ctx, parent, id)
+	if refused, ok := errors.AsType[*mesh.RefusedError](err); ok {
+		return relay.Grant{}, fmt.Errorf("%w: %w", adapters.ErrNoStream, refused)
+	}
+	return relay.Grant(g), err
+}
+
+func (p parents) RTT(id catalogue.NodeID) (time.Duration, bool) { return p.mesh.RTT(id) }
+
+// answers is what the mesh asks of this node on behalf of others.
+type answers struct{ node *node }
+
+func (a answers) Claim(from catalogue.NodeID, id adapters.StreamID, epoch uint64) mesh.Claim {
+	return mesh.Claim(a.node.relays.Claim(from, id, epoch))
+}
+
+// Grant lets a child pull what is held here, unless it would be pulling from itself.
+func (a answers) Grant(child catalogue.NodeID, id adapters.StreamID) (mesh.Grant, error) {
+	known, _ := a.node.known.Snapshot()
+	own, ok := known.Own(id)
+	switch {
+	case !ok:
+		return mesh.Grant{}, &mesh.RefusedError{Reason: "this node has no source for the stream"}
+	case own.Through(child):
+		return mesh.Grant{}, &mesh.RefusedError{Reason: "the stream comes to this node through the one that asks"}
+	}
+	return mesh.Grant{Token: a.node.tokens.Issue(string(child), id), Path: own.Path, Epoch: own.Epoch}, nil
+}
+
+// runSidecar is the command "run".
+func runSidecar(ctx context.Context, settings config.Config, logger *slog.Logger) error {
+	transport := media.Transport{Loopback: settings.SFU.Loopback}
+	n, err := newNode(settings, surroundings{relay: transport}, logger)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+// runSFU is the command "sfu".
+func runSFU(ctx context.Context, settings config.Config, logger *slog.Logger) error {
+	registry := prometheus.NewRegistry()
+	sfu, err := newSFU(settings.SFU, media.Transport{}, logger, registry)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", settings.SFU.Listen)
+	if err != nil {
+		return fmt.Errorf("open the port for the media server (SIDESTREAM_SFU_LISTEN): %w", err)
+	}
+	defer listener.Close()
+	return runStages(ctx, []part{sfu.Run, serveHTTP(listener, sfu)})
+}
+
+func newSFU(s config.SFU, transport media.Transport, logger *slog.Logger, registerer prometheus.Registerer) (*pionsfu.Server, error) {
+	var advertised []string
+	for _, ip := range s.AdvertisedIPs {
+		advertised = append(advertised, ip.String())
+	}
+	sfu, err := pionsfu.New(pionsfu.Config{
+		UDPAddr: s.MediaListen, AdvertisedIPs: advertised, Transport: transport,
+		PublishToken: string(s.PublishToken), PlayToken: string(s.PlayToken),
+		Logger: logger, Registerer: registerer,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the media server: %w", err)
+	}
+	return sfu, nil
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+)
+
+// writePause is the least time between two writes of the state.
+const writePause = 500 * time.Millisecond
+
+// state is what a node remembers over a restart.
+type state struct {
+	Node        catalogue.NodeID `json:"node"`
+	Incarnation uint64           `json:"incarnation"`
+	Record      catalogue.Record `json:"record"`
+}
+
+// stateFile keeps a state on disk. A directory that cannot be written is said once and lived with: without a memory a
+// restarted node is a new one, which works.
+type stateFile struct {
+	name   string
+	logger *slog.Logger
+}
+
+// open reads the state of the process before and counts the incarnation up. id is the node's given name; where it is
+// empty, the remembered one counts, else a random one. The state of another node is not believed.
+func (f stateFile) open(id catalogue.NodeID) state {
+	var s state
+	content, err := os.ReadFile(f.name)
+	if err == nil {
+		err = json.Unmarshal(content, &s)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		f.logger.Warn("state cannot be read; going on without a memory", "file", f.name, "error", err)
+		s = state{}
+	}
+	switch {
+	case id != "" && s.Node != id:
+		s = state{Node: id}
+	case s.Node == "":
+		s = state{Node: catalogue.NodeID(rand.Text())}
+	}
+	s.Incarnation++
+	f.write(s)
+	return s
+}
+
+// write replaces the file at once, so that a crash leaves the old state or the new one.
+func (f stateFile) write(s state) {
+	if err := f.replace(s); err != nil {
+		f.logger.Warn("state cannot be kept: a restart of this sidecar will count as a new node's",
+			"file", f.name, "error", err)
+	}
+}
+
+func (f stateFile) replace(s state) error {
+	content, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode state: %w", err)
+	}
+	if err = os.MkdirAll(filepath.Dir(f.name), 0o700); err != nil {
+		return err
+	}
+	temporary := f.name + ".new"
+	if err = os.WriteFile(temporary, content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, f.name)
+}
+
+// follow keeps the file up with the catalogue until ctx ends, and writes a last time then.
+func (f stateFile) follow(ctx context.Context, s state, c *catalogue.Catalogue) error {
+	pause := time.NewTicker(writePause)
+	defer pause.Stop()
+	for {
+		_, changed := c.Snapshot()
+		if record := c.Record(); !reflect.DeepEqual(record, s.Record) {
+			s.Record = record
+			f.write(s)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			continue
+		case <-changed:
+		}
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+	}
+}
