@@ -20,13 +20,13 @@ var arrows = map[string][]string{
 	"adapters/media":       {"github.com/pion/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
-	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
+	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/"},
 	"sidecar/catalogue":  {"adapters"},
 	"sidecar/planner":    {"adapters", "sidecar/catalogue"},
-	"sidecar/proto/...":  {"google.golang.org/"},
+	"sidecar/proto/...":  {"adapters", "google.golang.org/"},
 	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
 	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "github.com/pion/", "golang.org/x/"},
@@ -36,9 +36,10 @@ var arrows = map[string][]string{
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
 
-	"e2e":       {"adapters/...", "sidecar/config", "sidecar/testsource", "github.com/"},
-	"e2e/image": {"github.com/google/go-containerregistry/"},
-	"e2e/wan":   nil,
+	"e2e":        {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/player", "github.com/"},
+	"e2e/image":  {"github.com/google/go-containerregistry/"},
+	"e2e/player": {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
+	"e2e/wan":    nil,
 }
 
 // TestImports keeps imports pointing one way.

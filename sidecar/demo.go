@@ -71,13 +71,13 @@ type demoOptions struct {
 	verbose     bool
 }
 
-func demoCommand(stdout, stderr io.Writer) *cobra.Command {
+func demoCommand(environ []string, stdout, stderr io.Writer) *cobra.Command {
 	var o demoOptions
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Three regions on this machine, with the distance between them: publish in one, watch in another",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return runDemo(cmd.Context(), o, stdout, stderr) },
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runDemo(cmd.Context(), o, environ, stdout, stderr) },
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&o.duration, "duration", 0, "end after this time (0: at Ctrl-C)")
@@ -118,10 +118,11 @@ func (o demoOptions) validate() error {
 // demo is three nodes and the distances between them.
 type demo struct {
 	demoOptions
-	logger  *slog.Logger
-	out     *demoPrinter
-	network *wan.Network
-	places  []*demoPlace
+	settings config.Config // of every node, before what the demo sets
+	logger   *slog.Logger
+	out      *demoPrinter
+	network  *wan.Network
+	places   []*demoPlace
 
 	mu        sync.Mutex
 	relayOf   map[uint16]*demoPlace // whose relays send from a UDP port
@@ -139,9 +140,13 @@ type demoPlace struct {
 	url    string
 }
 
-func runDemo(ctx context.Context, o demoOptions, stdout, stderr io.Writer) (err error) {
+func runDemo(ctx context.Context, o demoOptions, environ []string, stdout, stderr io.Writer) (err error) {
 	if err := o.validate(); err != nil {
 		return err
+	}
+	settings, err := config.Decode(environ)
+	if err != nil {
+		return fmt.Errorf("read settings:\n%w", err)
 	}
 	dir, err := os.MkdirTemp("", "sidestream-demo-")
 	if err != nil {
@@ -157,7 +162,7 @@ func runDemo(ctx context.Context, o demoOptions, stdout, stderr io.Writer) (err 
 		format = config.JSON
 	}
 	d := &demo{
-		demoOptions: o, network: wan.NewNetwork(), out: &demoPrinter{to: stdout, json: o.json},
+		demoOptions: o, settings: settings, network: wan.NewNetwork(), out: &demoPrinter{to: stdout, json: o.json},
 		logger:  newLogger(config.Log{Level: level, Format: format}, stderr),
 		relayOf: map[uint16]*demoPlace{}, peerOf: map[uint16]*demoPlace{},
 	}
@@ -195,6 +200,9 @@ func runDemo(ctx context.Context, o demoOptions, stdout, stderr io.Writer) (err 
 // build puts the regions and their distances together.
 func (d *demo) build(dir string) error {
 	certificates := filepath.Join(dir, "tls")
+	if err := os.Mkdir(certificates, 0o700); err != nil {
+		return err
+	}
 	if err := mesh.WriteEphemeralCertificates(certificates); err != nil {
 		return err
 	}
@@ -236,7 +244,7 @@ func (d *demo) distance(rtt time.Duration, loss float64) wan.Params {
 
 // open makes the node of a region.
 func (d *demo) open(p *demoPlace, port int, state, certificates string) error {
-	settings := config.Default()
+	settings := d.settings
 	settings.Cluster, settings.StateDir = p.Name, state
 	settings.Gateway.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	for _, listen := range []*string{&settings.Peer.Listen, &settings.Admin.Listen, &settings.SFU.Listen} {

@@ -62,7 +62,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 				return withSettings(cmd.Context(), environ, stderr, func(c config.Config) error { return c.SFU.Validate() }, runSFU)
 			},
 		},
-		demoCommand(stdout, stderr),
+		demoCommand(environ, stdout, stderr),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

@@ -327,7 +327,8 @@ func TestListenerWithHTTP(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
 	body := bytes.Repeat([]byte("0123456789abcdef"), 8192)
-	for _, want := range []time.Duration{100 * time.Millisecond, 50 * time.Millisecond, 50 * time.Millisecond} {
+	fastest := time.Hour
+	for i := range 6 {
 		start := time.Now()
 		res, err := client.Post(ts.URL, "text/plain", bytes.NewReader(body))
 		if err != nil {
@@ -338,9 +339,14 @@ func TestListenerWithHTTP(t *testing.T) {
 		if err != nil || !bytes.Equal(got, body) {
 			t.Errorf("%d bytes, %v; they are not those that were sent", len(got), err)
 		}
-		if took := time.Since(start); took < want || took > want+45*time.Millisecond {
-			t.Errorf("a request took %v, want %v", took, want)
+		took := time.Since(start)
+		if i == 0 && took < 100*time.Millisecond {
+			t.Errorf("the first request took %v, want 100ms at least", took)
 		}
+		fastest = min(fastest, took)
+	}
+	if fastest < 50*time.Millisecond || fastest > 90*time.Millisecond {
+		t.Errorf("the fastest request took %v, want 50ms", fastest)
 	}
 }
 

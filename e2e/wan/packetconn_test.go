@@ -403,8 +403,8 @@ func TestPacketConnOverSockets(t *testing.T) {
 		trips = append(trips, time.Since(time.Unix(0, int64(binary.BigEndian.Uint64(buffer[8:])))))
 	}
 	slices.Sort(trips)
-	if trips[0] < 2*oneWay || trips[count/2] > 2*oneWay+10*time.Millisecond {
-		t.Errorf("round trips from %v, median %v, to %v; want %v", trips[0], trips[count/2], trips[count-1], 2*oneWay)
+	if trips[0] < 2*oneWay || trips[0] > 2*oneWay+10*time.Millisecond {
+		t.Errorf("the fastest round trip took %v, want %v", trips[0], 2*oneWay)
 	}
 	t.Logf("round trips from %v, median %v, to %v; want %v", trips[0], trips[count/2], trips[count-1], 2*oneWay)
 }

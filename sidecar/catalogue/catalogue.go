@@ -43,7 +43,8 @@ var (
 // Epochs are a Lamport clock over all names: a publication that appears gets 1 + the highest epoch ever seen, bound to
 // its stream and the server's session, so that a restarted sidecar that Restores its Record goes on with the same one. A
 // publication that the first SetLocal finds without a record has an unknown age: it gets epoch 0, which loses against
-// every other.
+// every other, until a peer is heard to hold a publication of this node's with the epoch that it had before: as long as
+// its relays go on, so does the publication.
 type Catalogue struct {
 	mu      sync.Mutex
 	self    Node
@@ -66,13 +67,14 @@ type Catalogue struct {
 // binding is the epoch that was given to one publication at the local server.
 type binding struct {
 	session string
-	epoch   uint64
+	epoch   uint64 // 0: found at start, without a record
 }
 
 // carrier is what is known of the publications that own relays make, or made, of one name.
 type carrier struct {
 	active    bool
 	located   bool     // the location of the newest is known
+	reported  bool     // the server has reported the newest
 	unsettled bool     // ended, and the server has not reported since
 	locations []string // of their WHIP sessions
 	sessions  []string // that the server reported while one of them was active
@@ -230,9 +232,7 @@ func (c *Catalogue) carry(id adapters.StreamID) {
 		o = &carrier{}
 		c.carriers[id] = o
 	}
-	o.sessions = lastFew(append(o.sessions, o.pending...))
-	o.pending = nil
-	o.active, o.located, o.unsettled = true, false, false
+	o.active, o.located, o.reported, o.unsettled = true, false, false, false
 	if c.bindings[id].session == "" {
 		delete(c.bindings, id) // else the relay's publication could be taken for the one that was bound
 	}
@@ -258,7 +258,8 @@ func (c *Catalogue) Located(id adapters.StreamID, location string) {
 	o.pending = nil
 }
 
-// Uncarry says that the relay's publication of the stream has ended.
+// Uncarry says that the relay's publication of the stream has ended. Where it was not Located, the server never took it:
+// what was reported meanwhile is a publisher's.
 func (c *Catalogue) Uncarry(id adapters.StreamID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -266,10 +267,38 @@ func (c *Catalogue) Uncarry(id adapters.StreamID) {
 	if o == nil || !o.active {
 		return
 	}
-	o.sessions = lastFew(append(o.sessions, o.pending...))
+	o.reported = o.reported || !o.located
 	o.pending = nil
 	o.active, o.unsettled = false, true
 	delete(c.carried, id)
+	c.settle(nil)
+}
+
+// Doubts are the names of which it is not known whether what the server reports is a publisher's, or what an own relay
+// left behind: until then it counts as the latter.
+func (c *Catalogue) Doubts() []adapters.StreamID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var doubts []adapters.StreamID
+	for id, o := range c.carriers {
+		if !o.active {
+			doubts = append(doubts, id)
+		}
+	}
+	slices.Sort(doubts)
+	return doubts
+}
+
+// Believe ends a doubt: so much time has gone by that the server must have noticed the end of all that own relays left
+// behind there, but for sessions whose location says that they are theirs.
+func (c *Catalogue) Believe(id adapters.StreamID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := c.carriers[id]
+	if o == nil || o.active {
+		return
+	}
+	o.sessions, o.pending, o.reported, o.unsettled = nil, nil, true, false
 	c.settle(nil)
 }
 
@@ -321,7 +350,7 @@ func (c *Catalogue) mine(s adapters.Stream, session string) bool {
 		return false
 	}
 	if s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
-		c.tells = true
+		c.tells, o.reported = true, true
 		return true
 	}
 	if b, ok := c.bindings[s.ID]; ok && session != "" && b.session == session {
@@ -333,9 +362,10 @@ func (c *Catalogue) mine(s adapters.Stream, session string) bool {
 	case c.tells && o.located && s.Session != "":
 		return false
 	case o.active && !o.located:
-		o.pending = lastFew(append(o.pending, session))
+		o.pending, o.reported = lastFew(append(o.pending, session)), true
 		return true
-	case o.active, o.unsettled:
+	case o.active, o.unsettled && !o.reported:
+		o.reported = true
 		o.sessions = lastFew(append(o.sessions, session))
 		return true
 	}
@@ -385,6 +415,7 @@ func (c *Catalogue) SetPeer(n Node, holds []Hold) error {
 		return fmt.Errorf("peer %s: %w peers: at most %d are known", n.ID, ErrLimit, MaxPeers)
 	}
 	var bad refusals
+	remembered := false
 	set := make(map[adapters.StreamID]Hold, min(len(holds), MaxHolds))
 	for i, h := range holds {
 		if len(set) >= MaxHolds {
@@ -403,6 +434,13 @@ func (c *Catalogue) SetPeer(n Node, holds []Hold) error {
 			continue
 		}
 		set[h.Stream] = h
+		if b, ok := c.bindings[h.Stream]; ok && b.epoch == 0 && h.Origin() == c.self.ID && h.Epoch > 0 {
+			c.bindings[h.Stream] = binding{session: b.session, epoch: h.Epoch}
+			remembered = true
+		}
+	}
+	if remembered {
+		c.settle(nil)
 	}
 	c.peers[n.ID] = c.replace(before, n, set)
 	delete(c.known, n.ID)

@@ -14,6 +14,7 @@ import (
 type State struct {
 	self    *holder
 	nodes   []*holder // by id, the own one among them
+	members []Node    // of the own cluster, by id
 	streams func() []adapters.StreamID
 }
 
@@ -24,6 +25,7 @@ func newState(own *holder, peers map[NodeID]*holder) *State {
 		s.nodes = append(s.nodes, p)
 	}
 	slices.SortFunc(s.nodes, func(a, b *holder) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	s.members = s.Nodes(own.Cluster)
 	s.streams = sync.OnceValue(func() []adapters.StreamID {
 		names := map[adapters.StreamID]struct{}{}
 		for _, n := range s.nodes {
@@ -70,7 +72,7 @@ func (s *State) Nodes(cluster string) []Node {
 }
 
 // Members are the nodes of the own cluster, by id, this one included.
-func (s *State) Members() []Node { return s.Nodes(s.self.Cluster) }
+func (s *State) Members() []Node { return s.members }
 
 // Near says whether a node is alive and of the own cluster.
 func (s *State) Near(id NodeID) bool {
@@ -110,11 +112,22 @@ func (s *State) Winner(id adapters.StreamID) (Publication, bool) {
 
 // Holders are the holds of the winning publication of a name, by holder.
 func (s *State) Holders(id adapters.StreamID) []Hold {
-	best, ok := s.Winner(id)
-	if !ok {
-		return nil
+	var holds []Hold
+	var best Publication
+	for _, n := range s.nodes {
+		h, ok := n.holds[id]
+		if !ok {
+			continue
+		}
+		p := h.Publication()
+		if len(holds) == 0 || p.Beats(best) {
+			best, holds = p, holds[:0]
+		}
+		if p == best {
+			holds = append(holds, h)
+		}
 	}
-	return slices.DeleteFunc(s.Holds(id), func(h Hold) bool { return h.Publication() != best })
+	return holds
 }
 
 // Hold is a node's hold of a stream.

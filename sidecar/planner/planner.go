@@ -184,7 +184,12 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	d := Decision{Stream: stream}
 	self := in.State.Self().ID
 	relay, runs := in.Relays[stream]
-	best, held := in.State.Winner(stream)
+	holders := in.State.Holders(stream)
+	var best catalogue.Publication
+	held := len(holders) > 0
+	if held {
+		best = holders[0].Publication()
+	}
 	if _, ok := in.State.Origin(stream); ok {
 		d.Why, d.Drop = WhyOrigin, runs
 		if best.Origin != self {
@@ -202,7 +207,6 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 		return d
 	}
 
-	holders := in.State.Holders(stream)
 	current := runs && relay.Publication == best
 	lost := false
 	if current {
@@ -306,15 +310,8 @@ func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Public
 	case len(c.Silent) >= maxSilent:
 		why = WhyUnasked
 	default:
-		members := in.State.Members()
-		ids := make([]catalogue.NodeID, 0, len(members))
-		for _, n := range members {
-			if !slices.Contains(c.Silent, n.ID) {
-				ids = append(ids, n.ID)
-			}
-		}
-		if owners := Rank(d.Stream, ids); len(owners) > 0 {
-			d.Action, d.Why, d.Owner, d.Epoch = Ask, WhyAsk, owners[0], best.Epoch
+		if id := owner(d.Stream, in.State.Members(), c.Silent); id != "" {
+			d.Action, d.Why, d.Owner, d.Epoch = Ask, WhyAsk, id, best.Epoch
 			return d
 		}
 		why = WhyUnasked

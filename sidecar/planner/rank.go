@@ -29,6 +29,21 @@ func Rank(stream adapters.StreamID, nodes []catalogue.NodeID) []catalogue.NodeID
 	return ids
 }
 
+// owner is the first of the nodes by Rank that is not among those passed over, "" where none is left.
+func owner(stream adapters.StreamID, nodes []catalogue.Node, passed []catalogue.NodeID) catalogue.NodeID {
+	var best catalogue.NodeID
+	var least [sha256.Size]byte
+	for _, n := range nodes {
+		if slices.Contains(passed, n.ID) {
+			continue
+		}
+		if sum := weight(stream, n.ID); best == "" || bytes.Compare(sum[:], least[:]) < 0 {
+			best, least = n.ID, sum
+		}
+	}
+	return best
+}
+
 // weight hashes the two names apart: a stream's name holds no NUL.
 func weight(stream adapters.StreamID, id catalogue.NodeID) [sha256.Size]byte {
 	b := make([]byte, 0, len(stream)+1+len(id))

@@ -31,10 +31,10 @@ const (
 // that the picture does not have to wait for the next one.
 type lane struct {
 	kind    webrtc.RTPCodecType
-	history *media.History         // of what came in; answers the local server's NACKs too
-	report  func(step string)      // records a step
-	fail    func(err error)        // ends the session
-	out     *media.Sender          // set before open
+	history *media.History            // of what came in; answers the local server's NACKs too
+	report  func(step string)         // records a step
+	fail    func(err error)           // ends the session
+	out     *media.Sender             // set before open
 	codec   webrtc.RTPCodecParameters // what is published, fixed before out is made
 
 	track       atomic.Pointer[media.Track]
@@ -43,11 +43,11 @@ type lane struct {
 	through atomic.Bool   // packets go straight on
 	started chan struct{} // closed with the first packet sent on
 
-	mu      sync.Mutex
-	opened  bool
-	flowing bool // at is set
-	at      uint64 // position in the history of the next packet to send
-	heard   media.SenderReport
+	mu                           sync.Mutex
+	opened                       bool
+	flowing                      bool   // at is set
+	at                           uint64 // position in the history of the next packet to send
+	heard                        media.SenderReport
 	hasReport, hasKeyFrame, seen bool
 }
 

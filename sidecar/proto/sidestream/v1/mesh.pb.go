@@ -778,8 +778,10 @@ type Hold struct {
 	// The nodes from the origin to the sender, origin first, sender last.
 	Path []string `protobuf:"bytes,3,rep,name=path,proto3" json:"path,omitempty"`
 	// The origin's, for the conflict policy of the name.
-	Priority      int32    `protobuf:"zigzag32,4,opt,name=priority,proto3" json:"priority,omitempty"`
-	Tracks        []*Track `protobuf:"bytes,5,rep,name=tracks,proto3" json:"tracks,omitempty"`
+	Priority int32    `protobuf:"zigzag32,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	Tracks   []*Track `protobuf:"bytes,5,rep,name=tracks,proto3" json:"tracks,omitempty"`
+	// The round trips along the path, added up. A hint.
+	DelayUs       uint64 `protobuf:"varint,6,opt,name=delay_us,json=delayUs,proto3" json:"delay_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -847,6 +849,13 @@ func (x *Hold) GetTracks() []*Track {
 		return x.Tracks
 	}
 	return nil
+}
+
+func (x *Hold) GetDelayUs() uint64 {
+	if x != nil {
+		return x.DelayUs
+	}
+	return 0
 }
 
 // Track is one audio or video track of a stream.
@@ -1436,13 +1445,14 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\x04base\x18\x02 \x01(\x04R\x04base\x12)\n" +
 	"\x05holds\x18\x03 \x03(\v2\x13.sidestream.v1.HoldR\x05holds\x12\x1c\n" +
 	"\twithdrawn\x18\x04 \x03(\tR\twithdrawn\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"\x92\x01\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\xad\x01\n" +
 	"\x04Hold\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04path\x18\x03 \x03(\tR\x04path\x12\x1a\n" +
 	"\bpriority\x18\x04 \x01(\x11R\bpriority\x12,\n" +
-	"\x06tracks\x18\x05 \x03(\v2\x14.sidestream.v1.TrackR\x06tracks\"A\n" +
+	"\x06tracks\x18\x05 \x03(\v2\x14.sidestream.v1.TrackR\x06tracks\x12\x19\n" +
+	"\bdelay_us\x18\x06 \x01(\x04R\adelayUs\"A\n" +
 	"\x05Track\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04mime\x18\x02 \x01(\tR\x04mime\x12\x10\n" +

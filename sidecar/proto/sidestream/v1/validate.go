@@ -10,15 +10,15 @@ import (
 
 // The bounds of what a peer may say in one frame. They are far above what a mesh needs and far below what hurts.
 const (
-	MaxID          = 128  // bytes in a node id
+	MaxID          = 253  // bytes in a node id
 	MaxCluster     = 253  // bytes in a cluster's name
 	MaxHost        = 253  // bytes in a host name
 	MaxText        = 512  // bytes in a version or a reason
 	MaxToken       = 4096 // bytes in a pull token
 	MaxProcess     = 64   // bytes in a process's random name
 	MaxFeatures    = 64   // in a hello
-	MaxPath        = 32   // nodes in a path
-	MaxTracks      = 32   // in a hold
+	MaxPath        = 16   // nodes in a path
+	MaxTracks      = 64   // in a hold
 	MaxHolds       = 1024 // in one piece of a set, withdrawn ones counted separately
 	MaxPacketAges  = 4096 // in a heartbeat
 	MaxTrackWord   = 64   // bytes in a track's kind, MIME type or RID

@@ -1,0 +1,232 @@
+package pionsfu
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/webrtc/v4"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/media"
+)
+
+const (
+	videoHistory = 1024 // packets kept of a track: some seconds at 2 Mbit/s
+	audioHistory = 256
+	// A viewer that comes just after the publisher waits this long for the publisher's connection, and from there on for
+	// its first packets, which tell the codec.
+	connectPatience = 2 * time.Second
+	packetPatience  = 500 * time.Millisecond
+	silence         = 2 * time.Second // after which another source may take over a track
+)
+
+// publication is what a publisher sends: at most one audio and one video feed.
+type publication struct {
+	session *session
+	touch   func() // tells the watchers
+	feeds   []*feed
+
+	mu       sync.Mutex
+	watching atomic.Pointer[[]*viewer] // replaced under mu, never changed
+
+	readers int // the registry's
+}
+
+// feed is one track of a publication, kept for those who read it.
+type feed struct {
+	publication *publication
+	kind        webrtc.RTPCodecType
+	extensions  map[uint8]string // of the packets' headers, URI by id
+	history     *media.History
+	started     latch // the first packet is there
+	codec       atomic.Pointer[webrtc.RTPCodecParameters]
+	source      atomic.Pointer[source] // nil before the first packet
+	report      atomic.Pointer[media.SenderReport]
+}
+
+// source feeds a feed from one SSRC.
+type source struct {
+	feed        *feed
+	track       *media.Track
+	payloadType uint8
+}
+
+var _ media.Sink = (*source)(nil)
+
+// newPublication makes the session's publication; its feeds come with the answer.
+func newPublication(s *session, touch func()) *publication {
+	p := &publication{session: s, touch: touch}
+	p.watching.Store(&[]*viewer{})
+	return p
+}
+
+// negotiated takes what the connection has agreed on: a feed for each section, with the codec that the publisher likes
+// best, until its packets tell the true one.
+func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
+	for _, t := range pc.GetTransceivers() {
+		receiver := t.Receiver()
+		if receiver == nil {
+			continue
+		}
+		size := audioHistory
+		if t.Kind() == webrtc.RTPCodecTypeVideo {
+			size = videoHistory
+		}
+		f := &feed{
+			publication: p, kind: t.Kind(), extensions: make(map[uint8]string), history: media.NewHistory(size),
+			started: latch{c: make(chan struct{})},
+		}
+		parameters := receiver.GetParameters()
+		for _, e := range parameters.HeaderExtensions {
+			f.extensions[uint8(e.ID)] = e.URI
+		}
+		for _, codec := range parameters.Codecs {
+			if !strings.EqualFold(codec.MimeType, webrtc.MimeTypeRTX) {
+				f.codec.Store(&codec)
+				break
+			}
+		}
+		if f.codec.Load() == nil {
+			return unacceptable("None of the codecs of its %s section is known here.", t.Kind())
+		}
+		p.feeds = append(p.feeds, f)
+	}
+	return nil
+}
+
+// onTrack says who takes the packets of a new SSRC; it is called in the goroutine that reads the connection. A second
+// source of one kind is ignored while the first is alive.
+func (p *publication) onTrack(t *media.Track) media.Sink {
+	i := slices.IndexFunc(p.feeds, func(f *feed) bool { return f.kind == t.Kind() })
+	if i < 0 {
+		return nil
+	}
+	f := p.feeds[i]
+	if old := f.source.Load(); old != nil && time.Since(old.track.Stats().LastPacket) < silence {
+		return nil
+	}
+	s := &source{feed: f, track: t}
+	s.follow(uint8(t.Codec().PayloadType))
+	f.source.Store(s)
+	f.started.fire()
+	p.touch()
+	return s
+}
+
+// follow notes the codec that a payload type stands for.
+func (s *source) follow(payloadType uint8) {
+	codec := s.track.Codec()
+	s.payloadType = payloadType
+	if old := s.feed.codec.Swap(&codec); !sameCodec(old, &codec) {
+		s.feed.publication.touch()
+	}
+}
+
+// Packet implements media.Sink.
+func (s *source) Packet(p *media.Packet) {
+	if s.feed.source.Load() != s {
+		return
+	}
+	if p.Header.PayloadType != s.payloadType {
+		s.follow(p.Header.PayloadType)
+	}
+	s.feed.history.Add(p)
+	s.feed.publication.wake()
+}
+
+// SenderReport implements media.Sink.
+func (s *source) SenderReport(r media.SenderReport) {
+	if s.feed.source.Load() != s {
+		return
+	}
+	s.feed.report.Store(&r)
+	s.feed.publication.wake()
+}
+
+// RequestKeyFrame asks the publisher, who hears of many requests only once a second.
+func (f *feed) RequestKeyFrame() {
+	if s := f.source.Load(); s != nil {
+		s.track.RequestKeyFrame()
+	}
+}
+
+// wake tells every viewer that there is something to read. It never waits for one.
+func (p *publication) wake() {
+	for _, v := range *p.watching.Load() {
+		v.wake()
+	}
+}
+
+func (p *publication) join(v *viewer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := append(slices.Clone(*p.watching.Load()), v)
+	p.watching.Store(&next)
+}
+
+func (p *publication) leave(v *viewer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := slices.DeleteFunc(slices.Clone(*p.watching.Load()), func(other *viewer) bool { return other == v })
+	p.watching.Store(&next)
+}
+
+// tracks describes the publication to watchers: the tracks that packets have come of, for before that nobody knows which
+// of the codecs offered it will be.
+func (p *publication) tracks() []adapters.Track {
+	tracks := make([]adapters.Track, 0, len(p.feeds))
+	for _, f := range p.feeds {
+		if f.source.Load() == nil {
+			continue
+		}
+		tracks = append(tracks, adapters.Track{Kind: f.kind.String(), MIME: f.codec.Load().MimeType})
+	}
+	return tracks
+}
+
+// settle waits until it is known what the publisher sends: its connection is up, and a packet of each feed has come or
+// does not come. It says errUnpublished where there is no publication after all.
+func (p *publication) settle(ctx context.Context, stopped <-chan struct{}) error {
+	patience := time.NewTimer(connectPatience)
+	defer patience.Stop()
+	select {
+	case <-p.session.live:
+	case <-p.session.removed:
+		return errUnpublished
+	case <-patience.C:
+		return errUnpublished
+	case <-stopped:
+		return errNotRunning
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	// Later viewers find the timer run out at once.
+	packets := time.NewTimer(packetPatience - time.Since(p.session.since))
+	defer packets.Stop()
+	for _, f := range p.feeds {
+		select {
+		case <-f.started.c:
+			continue
+		default:
+		}
+		select {
+		case <-f.started.c:
+		case <-packets.C:
+			return nil // silent so far: what was negotiated has to do
+		case <-p.session.removed:
+			return errUnpublished
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// sameCodec says whether who decodes the one can decode the other.
+func sameCodec(a, b *webrtc.RTPCodecParameters) bool {
+	return strings.EqualFold(a.MimeType, b.MimeType) && a.ClockRate == b.ClockRate && a.Channels == b.Channels
+}

@@ -1,0 +1,188 @@
+package pionsfu
+
+import (
+	"cmp"
+	"crypto/rand"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+)
+
+// Refusals that do not depend on what the client sent.
+var (
+	errNotRunning = &refusal{
+		http.StatusServiceUnavailable, "stopped", "Server is not running", "Try again, or another server.",
+	}
+	errFull = &refusal{
+		http.StatusServiceUnavailable, "full", "Too many sessions", "Try again later, or another server.",
+	}
+	errHalfOpen = &refusal{
+		http.StatusServiceUnavailable, "half_open", "Too many sessions are being set up", "Try again in a moment.",
+	}
+	errPublished = &refusal{
+		http.StatusConflict, "published", "Stream is published already",
+		"End the other publication (DELETE its session), or choose another name.",
+	}
+	errUnpublished = &refusal{
+		http.StatusConflict, "unpublished", "Nobody publishes this stream",
+		"Try again after the time in Retry-After; publish it by a POST to the same name under /whip/.",
+	}
+	errNoSession = &refusal{
+		http.StatusNotFound, "no_session", "No such session", "It has ended; open a new one by a POST.",
+	}
+)
+
+// registry knows every session and which of them publishes what. Its methods each do one thing under one lock; change is
+// noticed by the channel of snapshot.
+type registry struct {
+	maxSessions, maxHalfOpen int
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced when any of the following changes
+	sessions map[string]*session
+	streams  map[adapters.StreamID]*session // publishers, connected or not
+	halfOpen int
+	ending   map[*session]bool // removed, but still counting
+	past     traffic           // of those that count no more
+}
+
+func newRegistry(maxSessions, maxHalfOpen int) *registry {
+	return &registry{
+		maxSessions: maxSessions, maxHalfOpen: maxHalfOpen,
+		changed:  make(chan struct{}),
+		sessions: make(map[string]*session), streams: make(map[adapters.StreamID]*session), ending: make(map[*session]bool),
+	}
+}
+
+// reserve makes a session, which counts from now on, before anything is spent on it.
+func (r *registry) reserve(stream adapters.StreamID, publish bool) (*session, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case len(r.sessions) >= r.maxSessions:
+		return nil, errFull
+	case r.halfOpen >= r.maxHalfOpen:
+		return nil, errHalfOpen
+	case publish && r.streams[stream] != nil:
+		return nil, errPublished
+	}
+	s := newSession(rand.Text(), stream, publish)
+	if publish {
+		s.publication = newPublication(s, r.touch)
+	}
+	r.sessions[s.id] = s
+	r.halfOpen++
+	if publish {
+		r.streams[stream] = s
+	}
+	return s, nil
+}
+
+// connect counts a session as connected; it says false where the session was removed before.
+func (r *registry) connect(s *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions[s.id] != s {
+		return false
+	}
+	r.halfOpen--
+	s.connected = true
+	s.since = time.Now().UTC()
+	if s.publish {
+		close(s.live)
+	} else {
+		s.viewer.source.readers++
+	}
+	r.changeLocked()
+	return true
+}
+
+// remove forgets a session, whose name is free at once. Only the first call says true.
+func (r *registry) remove(s *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions[s.id] != s {
+		return false
+	}
+	delete(r.sessions, s.id)
+	if s.publish {
+		delete(r.streams, s.stream)
+	}
+	if !s.connected {
+		r.halfOpen--
+	} else {
+		if !s.publish {
+			s.viewer.source.readers--
+		}
+		r.ending[s] = true
+	}
+	close(s.removed)
+	r.changeLocked()
+	return true
+}
+
+// bury adds up what a session has carried, when it carries nothing any more.
+func (r *registry) bury(s *session) {
+	r.mu.Lock()
+	carried := r.ending[s]
+	r.mu.Unlock()
+	if !carried {
+		return // never connected
+	}
+	t := s.traffic() // takes the connection's own locks, so not under ours
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.ending, s)
+	r.past.add(t)
+	r.changeLocked()
+}
+
+func (r *registry) session(id string) (*session, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sessions[id]; s != nil {
+		return s, nil
+	}
+	return nil, errNoSession
+}
+
+// publisher is the session that publishes a stream, connected or not.
+func (r *registry) publisher(stream adapters.StreamID) (*session, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.streams[stream]; s != nil {
+		return s, nil
+	}
+	return nil, errUnpublished
+}
+
+// snapshot is every stream with a connected publisher, by name, and a channel that closes at the next change.
+func (r *registry) snapshot() ([]adapters.Stream, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	streams := make([]adapters.Stream, 0, len(r.streams))
+	for id, s := range r.streams {
+		if s.connected {
+			streams = append(streams, adapters.Stream{
+				ID: id, Session: s.id, Since: s.since, Tracks: s.publication.tracks(), Readers: s.publication.readers,
+			})
+		}
+	}
+	slices.SortFunc(streams, func(a, b adapters.Stream) int { return cmp.Compare(a.ID, b.ID) })
+	return streams, r.changed
+}
+
+// touch tells the watchers that something about a stream has changed.
+func (r *registry) touch() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changeLocked()
+}
+
+func (r *registry) changeLocked() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}

@@ -1,0 +1,307 @@
+package pionsfu
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pion/sdp/v3"
+	"github.com/pion/webrtc/v4"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/media"
+)
+
+const (
+	gatherTimeout = 5 * time.Second
+	// maxTrickled bounds the candidates of one session, which each cost connectivity checks to an address of the
+	// client's choice. What comes after is unusable, and so passed over in silence.
+	maxTrickled = 200
+)
+
+// session is one publisher or one viewer, from its POST to its end.
+type session struct {
+	id      string // the last element of its address: a secret of 130 bits
+	etag    string // names the ICE session (RFC 9725, section 4.3.1)
+	stream  adapters.StreamID
+	publish bool
+
+	publication *publication // of a publisher
+	viewer      *viewer      // of a viewer
+	conn        *media.Conn
+	pc          *webrtc.PeerConnection
+	offer       *offer
+
+	up      latch         // the connection is there for the first time
+	lost    latch         // the connection is gone for good
+	deleted latch         // the client, or the adapter, wants the end
+	live    chan struct{} // of a publisher: closed when it is connected and known to be
+	removed chan struct{} // closed when the registry has forgotten the session
+	freed   chan struct{} // closed when nothing of it is left
+
+	mu       sync.Mutex
+	trickled int
+
+	connected bool      // the registry's
+	since     time.Time // the registry's
+}
+
+// latch is a channel that is closed by the first of several.
+type latch struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+func (l *latch) fire() { l.once.Do(func() { close(l.c) }) }
+
+func newSession(id string, stream adapters.StreamID, publish bool) *session {
+	return &session{
+		id: id, etag: strconv.Quote(rand.Text()), stream: stream, publish: publish,
+		up: latch{c: make(chan struct{})}, lost: latch{c: make(chan struct{})}, deleted: latch{c: make(chan struct{})},
+		live: make(chan struct{}), removed: make(chan struct{}), freed: make(chan struct{}),
+	}
+}
+
+// negotiate answers the offer. prepare, if there is one, adds what is to be sent once the offer's codecs are known. After
+// an error nothing is left of the connection.
+func (s *session) negotiate(
+	ctx context.Context, server *Server, prepare func(*webrtc.PeerConnection) error,
+) (string, error) {
+	offered, err := s.offer.marshal()
+	if err != nil {
+		return "", malformed("It cannot be written back as SDP: %s", err)
+	}
+	pc, err := s.conn.NewPeerConnection(webrtc.Configuration{Certificates: server.certificates})
+	if err != nil {
+		return "", err
+	}
+	s.pc = pc
+	pc.OnConnectionStateChange(s.stateChanged)
+	answer, err := s.answer(ctx, offered, prepare)
+	if err == nil {
+		answer, err = finishAnswer(answer, s.publish, server.advertised)
+	}
+	if err != nil {
+		return "", errors.Join(err, pc.GracefulClose())
+	}
+	return answer, nil
+}
+
+func (s *session) answer(
+	ctx context.Context, offered string, prepare func(*webrtc.PeerConnection) error,
+) (string, error) {
+	err := s.pc.SetRemoteDescription(webrtc.SessionDescription{Type: webrtc.SDPTypeOffer, SDP: offered})
+	if err != nil {
+		return "", malformed("It cannot be used: %s", err)
+	}
+	if prepare != nil {
+		if err := prepare(s.pc); err != nil {
+			return "", err
+		}
+	}
+	answer, err := s.pc.CreateAnswer(nil)
+	if err != nil {
+		return "", fmt.Errorf("make answer: %w", err)
+	}
+	gathered := webrtc.GatheringCompletePromise(s.pc)
+	if err := s.pc.SetLocalDescription(answer); err != nil {
+		return "", fmt.Errorf("set answer: %w", err)
+	}
+	// All candidates go into the answer; the server never trickles (RFC 9725, section 4.3.2).
+	timer := time.NewTimer(gatherTimeout)
+	defer timer.Stop()
+	select {
+	case <-gathered:
+	case <-timer.C:
+		return "", errors.New("gather candidates: timed out")
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	return s.pc.LocalDescription().SDP, nil
+}
+
+// stateChanged is called by pion, each time in a goroutine of its own, so that the order does not count.
+func (s *session) stateChanged(state webrtc.PeerConnectionState) {
+	switch state {
+	case webrtc.PeerConnectionStateConnected:
+		s.up.fire()
+	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
+		s.lost.fire()
+	}
+}
+
+// serve runs a session to its end, in a goroutine of Run.
+func (s *Server) serve(ctx context.Context, session *session) {
+	defer close(session.freed)
+	kind := "play"
+	if session.publish {
+		kind = "publish"
+	}
+	logger := s.logger.With("kind", kind, "stream", session.stream, "session", session.id[:6])
+	err := s.follow(ctx, session, logger)
+	s.registry.remove(session)
+	if closing := session.pc.GracefulClose(); closing != nil {
+		logger.Debug("closing failed", "error", closing)
+	}
+	s.registry.bury(session)
+	level := slog.LevelInfo
+	if !isClosed(session.up.c) {
+		level = slog.LevelDebug // a thousand of these are one flood, which the metrics show
+	}
+	logger.Log(ctx, level, "session ended", "reason", err)
+}
+
+// follow waits for a session to connect and then to end, and says why it did.
+func (s *Server) follow(ctx context.Context, session *session, logger *slog.Logger) error {
+	var source <-chan struct{} // of a viewer: its publisher has gone
+	if session.viewer != nil {
+		source = session.viewer.source.session.removed
+	}
+	patience := time.NewTimer(s.config.ConnectTimeout)
+	defer patience.Stop()
+	for up := session.up.c; ; {
+		select {
+		case <-up:
+			if !s.registry.connect(session) {
+				return errDeleted
+			}
+			logger.Info("session connected")
+			if session.viewer != nil {
+				return session.viewer.forward(ctx)
+			}
+			patience.Stop()
+			up = nil
+		case <-patience.C:
+			s.refused.WithLabelValues("never_connected").Inc()
+			return errors.New("did not connect in time")
+		case <-session.lost.c:
+			return errLost
+		case <-session.deleted.c:
+			return errDeleted
+		case <-source:
+			return errSourceGone
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+var (
+	errLost       = errors.New("connection lost")
+	errDeleted    = errors.New("deleted")
+	errSourceGone = errors.New("publisher gone")
+	errNewCodec   = errors.New("publisher changed its codec")
+)
+
+// trickle adds a client's candidates; those that cannot be used are passed over (RFC 9725, section 4.3.2).
+func (s *session) trickle(candidates []string) {
+	for _, candidate := range candidates {
+		if !usableCandidate(candidate) {
+			continue
+		}
+		s.mu.Lock()
+		s.trickled++
+		enough := s.trickled > maxTrickled
+		s.mu.Unlock()
+		if enough {
+			return
+		}
+		// An error is a candidate that pion likes less than we did, or a connection that is closing.
+		_ = s.pc.AddICECandidate(webrtc.ICECandidateInit{Candidate: "candidate:" + candidate})
+	}
+}
+
+// traffic is what has gone through a session that has connected.
+func (s *session) traffic() (t traffic) {
+	switch {
+	case s.publish:
+		for _, track := range s.conn.Tracks() {
+			stats := track.Stats()
+			t.packetsIn += stats.Packets
+			t.bytesIn += stats.Bytes
+			t.nacksOut += stats.NACKs
+			t.plisOut += stats.PLIs
+		}
+	default:
+		for _, lane := range s.viewer.lanes {
+			stats := lane.sender.Stats()
+			t.packetsOut += stats.Packets
+			t.bytesOut += stats.Bytes
+			t.resent += stats.Resent
+			t.nacksIn += stats.NACKs
+			t.plisIn += stats.KeyFrameRequests
+			t.skips += lane.skips.Load()
+		}
+	}
+	return t
+}
+
+// finishAnswer makes pion's answer what the RFCs ask for. It refuses a publisher's offer of which a section found no
+// codec: half a publication is none (RFC 9725, section 4.4.3).
+func finishAnswer(answer string, publish bool, advertised []netip.Addr) (string, error) {
+	var desc sdp.SessionDescription
+	if err := desc.UnmarshalString(answer); err != nil {
+		return "", fmt.Errorf("read own answer: %w", err)
+	}
+	for i, m := range desc.MediaDescriptions {
+		if m.MediaName.Port.Value == 0 {
+			if publish || i == 0 { // the first section also carries the transport of all
+				return "", unacceptable("None of the codecs of its %s section is known here.", m.MediaName.Media)
+			}
+			continue
+		}
+		// RFC 9725, section 4.4.1, asks for the attribute in each bundled section, of the server too.
+		m.Attributes = append(m.Attributes, sdp.Attribute{Key: "rtcp-mux-only"})
+		m.Attributes = finishCandidates(m.Attributes, advertised)
+	}
+	raw, err := desc.Marshal()
+	return string(raw), err
+}
+
+// finishCandidates drops the candidates of RTCP, which has no port of its own, and puts the advertised addresses before
+// the others: each with every port that there is a candidate of its family for.
+func finishCandidates(attributes []sdp.Attribute, advertised []netip.Addr) []sdp.Attribute {
+	var kept, added []sdp.Attribute
+	at := -1
+	for _, a := range attributes {
+		if a.Key != "candidate" {
+			kept = append(kept, a)
+			continue
+		}
+		// foundation component transport priority address port typ host ... (RFC 8839, section 5.1)
+		fields := strings.Fields(a.Value)
+		if len(fields) < 8 || fields[1] != "1" {
+			continue
+		}
+		if at < 0 {
+			at = len(kept)
+		}
+		kept = append(kept, a)
+		own, err := netip.ParseAddr(fields[4])
+		if err != nil || fields[7] != "host" {
+			continue
+		}
+		for i, ip := range advertised {
+			if ip.Is4() != own.Is4() {
+				continue
+			}
+			public := slices.Clone(fields)
+			public[0], public[4] = "advertised"+strconv.Itoa(i), ip.String()
+			if extra := (sdp.Attribute{Key: "candidate", Value: strings.Join(public, " ")}); !slices.Contains(added, extra) {
+				added = append(added, extra)
+			}
+		}
+	}
+	if at < 0 {
+		return kept
+	}
+	return slices.Insert(kept, at, added...)
+}

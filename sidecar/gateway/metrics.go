@@ -1,0 +1,81 @@
+package gateway
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// The kinds of request in metrics.
+const (
+	kindPlay    = "play"
+	kindPublish = "publish"
+	kindSession = "session"
+	kindForward = "forward" // a session of another node
+	kindPull    = "pull"
+	kindPeer    = "peer" // sessions, on the peer port
+	kindOther   = "other"
+)
+
+// statusGone stands in metrics for a caller that left before the answer.
+const statusGone = 499
+
+type metrics struct {
+	requests *prometheus.CounterVec
+	refusals *prometheus.CounterVec
+	pulls    *prometheus.CounterVec
+	holds    *prometheus.HistogramVec
+	held     prometheus.Gauge
+	sessions prometheus.Gauge
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	f := promauto.With(r)
+	return &metrics{
+		requests: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_gateway_requests_total", Help: "Requests answered, by kind and class of status.",
+		}, []string{"kind", "class"}),
+		refusals: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_gateway_refusals_total", Help: "Requests that the gateway itself refused, by reason.",
+		}, []string{"reason"}),
+		pulls: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_gateway_pulls_total", Help: "Pulls by children, by outcome.",
+		}, []string{"outcome"}),
+		holds: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sidestream_gateway_hold_seconds", Help: "How long viewers waited for a stream to be fetched, by outcome.",
+			Buckets: []float64{0.05, 0.1, 0.2, 0.4, 0.7, 1, 2, 4, 7, 10, 15, 30},
+		}, []string{"outcome"}),
+		held: f.NewGauge(prometheus.GaugeOpts{
+			Name: "sidestream_gateway_held_viewers", Help: "Viewers that wait for a stream to be fetched.",
+		}),
+		sessions: f.NewGauge(prometheus.GaugeOpts{
+			Name: "sidestream_gateway_sessions", Help: "Viewers' sessions that are looked after as demand.",
+		}),
+	}
+}
+
+func (m *metrics) refused(reason string) { m.refusals.WithLabelValues(reason).Inc() }
+
+func (m *metrics) answered(r *recorder) {
+	m.requests.WithLabelValues(r.kind, strconv.Itoa(r.status/100)+"xx").Inc()
+}
+
+// recorder notes the status of an answer.
+type recorder struct {
+	http.ResponseWriter
+	kind   string
+	status int // 0: none was written
+}
+
+// WriteHeader notes the final status; interim ones (RFC 9110 section 15.2) go by.
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the server's writer, to flush and to take the connection over.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

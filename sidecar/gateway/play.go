@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+)
+
+// maxRefusal bounds how much of a server's refusal is read to see what it means.
+const maxRefusal = 64 << 10
+
+// maxHeldBytes bounds the offers of all viewers that wait; an ordinary one has 2 to 10 KB.
+const maxHeldBytes = 16 << 20
+
+// repeats are the pauses before a play is sent again once its stream is here: the server may take a moment between
+// accepting the publication and serving it.
+var repeats = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond}
+
+// holdError says why a viewer was not served after all.
+type holdError struct {
+	title, detail, retryAfter string
+	cause                     error
+}
+
+func (e *holdError) Error() string { return e.title }
+func (e *holdError) Unwrap() error { return e.cause }
+
+// play asks the server first; only its answer "no such stream" has the stream fetched while the viewer waits.
+func (g *Gateway) play(w http.ResponseWriter, r *http.Request, id adapters.StreamID) {
+	r, ok := g.buffered(w, r)
+	if !ok {
+		return
+	}
+	p := &play{gateway: g, stream: id, header: http.Header{}}
+	if auth := r.Header.Values("Authorization"); len(auth) > 0 {
+		p.header["Authorization"] = auth
+	}
+	defer p.done()
+	if g.o.Relays != nil && g.o.Adapter.Traits().AcceptsAndWaits {
+		// The server will take the play whether or not it has the stream, so the answer tells nothing.
+		p.viewer = &viewer{stream: id, header: p.header}
+		if !g.demand.add(p.viewer) {
+			p.viewer = nil
+			g.tooMany(w, r)
+			return
+		}
+	}
+	way := g.passage(r, g.o.Target)
+	way.transport = p
+	way.plain = true
+	way.opens = true
+	way.rename = g.sessionURL
+	way.answer = p.answered
+	way.serve(w, r)
+}
+
+func (g *Gateway) tooMany(w http.ResponseWriter, r *http.Request) {
+	g.metrics.refused("sessions")
+	w.Header().Set("Retry-After", "10")
+	g.refuse(w, r, http.StatusServiceUnavailable, "Too many sessions", "This node has as many viewers as it can look after; "+
+		"try again later or at another address.")
+}
+
+// play is one viewer's POST on its way. It is the proxy's transport, so that what is sent twice is otherwise an
+// ordinary request, and its answer an ordinary answer.
+type play struct {
+	gateway *Gateway
+	stream  adapters.StreamID
+	header  http.Header // the viewer's Authorization, for looking at the session later
+	release func()      // of the relay, when there is one to release here
+	viewer  *viewer     // the demand, when it is kept beyond the answer
+}
+
+// RoundTrip sends the play, and sends it again when its stream has been fetched.
+func (p *play) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, missing, err := p.ask(req)
+	if err != nil || !missing || p.gateway.o.Relays == nil {
+		return resp, err
+	}
+	return p.hold(req, resp)
+}
+
+// ask sends the play once, and says whether the answer means that nobody publishes the stream here.
+func (p *play) ask(req *http.Request) (resp *http.Response, missing bool, err error) {
+	again := req.Clone(req.Context())
+	if req.GetBody != nil {
+		if again.Body, err = req.GetBody(); err != nil {
+			return nil, false, err
+		}
+	}
+	resp, err = p.gateway.o.Transport.RoundTrip(again)
+	if err != nil || sessionOpened(resp.StatusCode) {
+		return resp, false, err
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	if err != nil {
+		_ = resp.Body.Close()
+		return nil, false, err
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body}
+	return resp, p.gateway.o.Adapter.Missing(resp.StatusCode, resp.Header, body), nil
+}
+
+// hold keeps the viewer waiting while the stream is fetched. refusal is the server's answer, which goes back where
+// there is no such stream anywhere.
+func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, error) {
+	g := p.gateway
+	held, size := g.held.Add(1), g.heldBytes.Add(req.ContentLength)
+	leave := func() { g.held.Add(-1); g.heldBytes.Add(-req.ContentLength) }
+	if held > int64(g.o.MaxHeld) || size > maxHeldBytes {
+		leave()
+		g.metrics.refused("held")
+		discard(refusal)
+		return nil, &holdError{
+			title: "Too many viewers wait", retryAfter: "1",
+			detail: "This node is fetching streams for as many viewers as it can; try again in a moment.",
+		}
+	}
+	g.metrics.held.Inc()
+	began := time.Now()
+	outcome := "failed"
+	defer func() {
+		leave()
+		g.metrics.held.Dec()
+		g.metrics.holds.WithLabelValues(outcome).Observe(time.Since(began).Seconds())
+	}()
+
+	ctx, cancel := context.WithTimeout(req.Context(), g.o.HoldTimeout)
+	defer cancel()
+	release, err := g.o.Relays.Acquire(ctx, p.stream)
+	if errors.Is(err, adapters.ErrNoStream) {
+		outcome = "missing"
+		return refusal, nil
+	}
+	discard(refusal)
+	if err == nil {
+		p.release = release
+		var resp *http.Response
+		if resp, err = p.repeat(ctx, req); err == nil {
+			outcome = "served"
+			return resp, nil
+		}
+	}
+	switch {
+	case req.Context().Err() != nil:
+		outcome = "gone"
+		return nil, req.Context().Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		outcome = "timeout"
+	}
+	g.log.Warn("stream did not come for a viewer", "stream", p.stream, "waited", time.Since(began), "error", err)
+	return nil, &holdError{
+		title: "Stream is not here yet", retryAfter: "1", cause: err,
+		detail: "The stream is published elsewhere and could not be brought here in time; try again after the seconds in " +
+			"Retry-After.",
+	}
+}
+
+var errStillMissing = errors.New("media server does not serve the stream that was published to it")
+
+// repeat sends the play again now that its stream is here, a few times. ctx bounds the pauses only: the answer's body
+// lives as long as the request.
+func (p *play) repeat(ctx context.Context, req *http.Request) (*http.Response, error) {
+	for _, d := range repeats {
+		if err := pause(ctx, d); err != nil {
+			return nil, err
+		}
+		resp, missing, err := p.ask(req)
+		if err != nil || !missing {
+			return resp, err
+		}
+		discard(resp)
+	}
+	return nil, errStillMissing
+}
+
+// answered notes the session that an answer opened, where it has to be looked after.
+func (p *play) answered(resp *http.Response) error {
+	if !sessionOpened(resp.StatusCode) {
+		return nil
+	}
+	u, err := resp.Request.URL.Parse(resp.Header.Get("Location"))
+	if err != nil || resp.Header.Get("Location") == "" {
+		return nil
+	}
+	g := p.gateway
+	switch {
+	case g.o.Relays == nil:
+	case p.viewer != nil:
+		g.demand.opened(p.viewer, u.EscapedPath())
+		p.viewer = nil
+	case !g.counts(p.stream):
+		v := &viewer{stream: p.stream, header: p.header, path: u.EscapedPath(), release: p.release}
+		if g.demand.add(v) {
+			p.release = nil // it is the viewer's now
+		} else {
+			g.log.Warn("too many sessions: this one is not counted as demand", "stream", p.stream)
+		}
+	}
+	return nil
+}
+
+// done frees what is not kept beyond the answer: everything where the play failed, and where the server counts its
+// readers itself.
+func (p *play) done() {
+	if p.viewer != nil {
+		p.gateway.demand.end(p.viewer)
+	}
+	if p.release != nil {
+		p.release()
+	}
+}
+
+// counts says whether the server itself says how many play a stream.
+func (g *Gateway) counts(id adapters.StreamID) bool {
+	return g.o.Readers != nil && g.o.Readers(id) >= 0
+}

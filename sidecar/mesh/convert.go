@@ -1,0 +1,87 @@
+package mesh
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
+)
+
+func holdFrame(h catalogue.Hold) *pb.Hold {
+	p := &pb.Hold{
+		Stream:   string(h.Stream),
+		Epoch:    h.Epoch,
+		Path:     texts(h.Path),
+		Priority: h.Priority,
+		DelayUs:  uint64(max(h.Delay.Microseconds(), 0)),
+	}
+	for _, t := range h.Tracks {
+		p.Tracks = append(p.Tracks, &pb.Track{Kind: t.Kind, Mime: t.MIME, Rid: t.RID})
+	}
+	return p
+}
+
+func holdFrom(p *pb.Hold) catalogue.Hold {
+	h := catalogue.Hold{
+		Stream:   adapters.StreamID(p.GetStream()),
+		Epoch:    p.GetEpoch(),
+		Path:     nodeIDs(p.GetPath()),
+		Priority: p.GetPriority(),
+		Delay:    duration(p.GetDelayUs(), time.Microsecond),
+	}
+	for _, t := range p.GetTracks() {
+		h.Tracks = append(h.Tracks, adapters.Track{Kind: t.GetKind(), MIME: t.GetMime(), RID: t.GetRid()})
+	}
+	return h
+}
+
+func equalHolds(a, b catalogue.Hold) bool {
+	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Delay == b.Delay &&
+		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
+}
+
+func compareEpochs(a, b catalogue.Hold) int { return cmp.Compare(a.Epoch, b.Epoch) }
+
+func packetAgeFrames(ages map[adapters.StreamID]time.Duration) []*pb.PacketAge {
+	var frames []*pb.PacketAge
+	for stream, age := range ages {
+		if len(frames) >= pb.MaxPacketAges {
+			break
+		}
+		frames = append(frames, &pb.PacketAge{Stream: string(stream), AgeMs: uint64(max(age.Milliseconds(), 0))})
+	}
+	return frames
+}
+
+func packetAges(frames []*pb.PacketAge) map[adapters.StreamID]time.Duration {
+	ages := make(map[adapters.StreamID]time.Duration, len(frames))
+	for _, f := range frames {
+		ages[adapters.StreamID(f.GetStream())] = duration(f.GetAgeMs(), time.Millisecond)
+	}
+	return ages
+}
+
+// duration does not overflow, whatever a peer says.
+func duration(n uint64, unit time.Duration) time.Duration {
+	return time.Duration(min(n, uint64(math.MaxInt64/2/unit))) * unit
+}
+
+func nodeIDs(texts []string) []catalogue.NodeID {
+	ids := make([]catalogue.NodeID, len(texts))
+	for i, t := range texts {
+		ids[i] = catalogue.NodeID(t)
+	}
+	return ids
+}
+
+func texts(ids []catalogue.NodeID) []string {
+	texts := make([]string, len(ids))
+	for i, id := range ids {
+		texts[i] = string(id)
+	}
+	return texts
+}

@@ -1,0 +1,337 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
+)
+
+// supersededGrace is how long the side that should not close a superseded link waits for the other one to do it.
+const supersededGrace = 5 * time.Second
+
+// toldFor is how long a death that another node has told of is not told again.
+const toldFor = 5 * time.Second
+
+// Why a link ended, or was not begun. The texts go to peers as well.
+var (
+	errSelf       = errors.New("this is the node itself")
+	errImpostor   = errors.New("another process uses the same node id")
+	errStale      = errors.New("a later incarnation of the node is connected")
+	errDuplicate  = errors.New("the nodes are connected already")
+	errSuperseded = errors.New("another connection of the same two nodes took its place")
+	errLost       = errors.New("heartbeat lost")
+	errGoodbye    = errors.New("the node said goodbye")
+	errClosing    = errors.New("this node is leaving")
+	errFull       = errors.New("too many peers")
+)
+
+// peer is a node that is alive, as far as this one can tell. Its fields are guarded by Mesh.mu.
+//
+// Two nodes may have several links for a moment. All of them work; one is the primary, chosen so that both ends come to
+// the same choice: of the later incarnation, else dialled by the smaller id, else opened later. The others are closed only
+// by the side that knows that the other side has the primary too, so that there is no moment without a link.
+type peer struct {
+	node    catalogue.Node
+	links   []*link
+	primary *link // nil while there is no link
+	source  *link // whose holds the catalogue was told last; it is heard until the primary's set is complete
+	address string
+	// deadline is when the node is lost, while there is no link.
+	deadline time.Time
+	told     time.Time // when another node told of its death
+}
+
+// link is the connection by which a node is asked and measured.
+func (m *Mesh) link(id catalogue.NodeID) *link {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.peers[id]; p != nil {
+		return p.primary
+	}
+	return nil
+}
+
+// check says why a node that introduces itself is turned away, before either side keeps the connection.
+func (m *Mesh) check(h *pb.Hello) error {
+	if h.GetNode() == string(m.self.ID) {
+		if bytes.Equal(h.GetProcess(), m.process) {
+			return errSelf
+		}
+		return fmt.Errorf("node id %s is this node's: %w", h.GetNode(), errImpostor)
+	}
+	if err := m.o.Catalogue.Observe(h.GetClock()); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[catalogue.NodeID(h.GetNode())]
+	if p == nil {
+		return nil
+	}
+	for _, o := range p.links {
+		switch {
+		case o.ended():
+			continue
+		case o.node.Incarnation > h.GetIncarnation():
+			return fmt.Errorf("incarnation %d after %d: %w", h.GetIncarnation(), o.node.Incarnation, errStale)
+		case o.node.Incarnation == h.GetIncarnation() && !bytes.Equal(o.process, h.GetProcess()):
+			return fmt.Errorf("node id %s, incarnation %d: %w", h.GetNode(), h.GetIncarnation(), errImpostor)
+		}
+	}
+	return nil
+}
+
+// keep takes a link whose handshake is done: the dialler before it confirms, the other side when it was confirmed.
+func (m *Mesh) keep(l *link) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		return errClosing
+	}
+	p := m.peers[l.node.ID]
+	if p == nil {
+		if len(m.peers) >= maxPeers {
+			return errFull
+		}
+		p = &peer{node: l.node}
+	}
+	for _, o := range p.links {
+		switch {
+		case o.ended(), o.node.Incarnation < l.node.Incarnation:
+			continue
+		case o.node.Incarnation > l.node.Incarnation:
+			return errStale
+		case !bytes.Equal(o.process, l.process):
+			return errImpostor
+		case l.dialled && (o.dialled || !l.dialledBySmaller()):
+			// A node opens no second link to a process to which it has one, nor one that could not be the primary.
+			return errDuplicate
+		case !l.dialled && !o.dialled && o.connection > l.connection:
+			return errSuperseded
+		}
+	}
+	m.peers[l.node.ID] = p
+	if l.node.Incarnation > p.node.Incarnation || l.node.Cluster != p.node.Cluster {
+		p.node = l.node
+	}
+	p.links = append(p.links, l)
+	if len(p.links) == 1 {
+		m.log.Info("peer connected", "peer", l.node.ID, "peer_cluster", l.node.Cluster, "address", l.address,
+			"dialled", l.dialled, "incarnation", l.node.Incarnation, "version", l.version)
+	}
+	l.setPeriod(m.period(l.node.ID, time.Now()))
+	m.choose(p)
+	m.know(l.address, l.node.ID)
+	m.countPeers()
+	m.wakeAnnounce.raise() // the first of a cluster
+	m.wakeDeadline.raise()
+	return nil
+}
+
+// choose finds the primary anew and parts with the links that it makes superfluous. The caller holds mu.
+func (m *Mesh) choose(p *peer) {
+	p.primary = nil
+	for _, l := range p.links {
+		if !l.ended() && (p.primary == nil || l.better(p.primary)) {
+			p.primary = l
+		}
+	}
+	if p.primary == nil {
+		return
+	}
+	p.address = p.primary.address
+	for _, l := range p.links {
+		if l == p.primary {
+			continue
+		}
+		switch {
+		case l.node.Incarnation < p.primary.node.Incarnation, l.dialled == p.primary.dialled:
+			l.end(errSuperseded)
+		case p.node.ID < m.self.ID:
+			// The primary was dialled by the peer, who therefore has it: this side, the larger id, closes.
+			l.end(errSuperseded)
+		default:
+			// The peer may not have seen yet that the primary is confirmed. It closes when it has.
+			l.supersede(time.Now().Add(supersededGrace))
+		}
+	}
+}
+
+// remove takes a link away that has ended, and its node where nothing can be hoped for any more.
+func (m *Mesh) remove(l *link, why error) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[l.node.ID]
+	if p == nil {
+		return
+	}
+	i := slices.Index(p.links, l)
+	if i < 0 {
+		return
+	}
+	p.links = slices.Delete(p.links, i, i+1)
+	if d := l.deadline(); d.After(p.deadline) {
+		p.deadline = d
+	}
+	if p.source == l {
+		p.source = nil
+	}
+	m.choose(p)
+	m.countPeers()
+	if p.primary != nil {
+		m.log.Debug("peer connection ended, another one goes on", "peer", p.node.ID, "error", why)
+		if p.source == nil && p.primary.complete() {
+			m.tellCatalogue(p, p.primary)
+		}
+		return
+	}
+	switch {
+	case errors.Is(why, errGoodbye):
+		m.forget(p, why, false)
+	case errors.Is(why, errLost):
+		m.metrics.lost.Inc()
+		m.forget(p, why, true)
+	case errors.Is(why, errClosing), isRefusal(why):
+		m.forget(p, why, false)
+	default:
+		m.log.Info("peer connection ended, to be renewed", "peer", p.node.ID, "peer_cluster", p.node.Cluster, "error", why)
+		m.revisit(p)
+		m.wakeDeadline.raise()
+	}
+}
+
+// forget gives a node up: its holds are gone, and where this node is the first to see it, all others are told. The caller
+// holds applying and mu.
+func (m *Mesh) forget(p *peer, why error, tell bool) {
+	now := time.Now()
+	delete(m.peers, p.node.ID)
+	for _, l := range p.links {
+		l.end(why)
+	}
+	m.o.Catalogue.Forget(p.node.ID)
+	m.countPeers()
+	m.revisit(p)
+	m.log.Info("peer gone", "peer", p.node.ID, "peer_cluster", p.node.Cluster, "error", why)
+	if !tell || now.Sub(p.told) < toldFor {
+		return
+	}
+	for _, other := range m.peers {
+		for _, l := range other.links {
+			l.tellDeath(p.node)
+		}
+	}
+}
+
+// mourn takes another node's word that a node has died: a hint, so that node itself is asked at once.
+func (m *Mesh) mourn(from *link, o *pb.Obituary) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.peers[catalogue.NodeID(o.GetNode())]
+	if p == nil || o.GetIncarnation() < p.node.Incarnation || p.node.ID == from.node.ID {
+		return
+	}
+	p.told = time.Now()
+	if p.primary == nil {
+		p.deadline = earlier(p.deadline, p.told.Add(lostAfter(relatedPeriod)))
+		m.revisit(p)
+	}
+	for _, l := range p.links {
+		l.probe()
+	}
+	m.wakeDeadline.raise()
+}
+
+// apply tells the catalogue what a link's full set is now, where that link is the one to be believed.
+func (m *Mesh) apply(l *link) error {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.mu.Lock()
+	p := m.peers[l.node.ID]
+	believed := p != nil && slices.Contains(p.links, l) && (l == p.primary || l == p.source)
+	if believed && l == p.primary {
+		p.source = l
+	}
+	m.mu.Unlock()
+	if !believed {
+		return nil
+	}
+	return m.o.Catalogue.SetPeer(l.node, l.set())
+}
+
+// tellCatalogue falls back on the set of a link that was not believed before. The caller holds applying and mu.
+func (m *Mesh) tellCatalogue(p *peer, l *link) {
+	p.source = l
+	if err := m.o.Catalogue.SetPeer(l.node, l.set()); err != nil {
+		l.log.Warn("holds of a peer not believed", "error", err)
+	}
+}
+
+// countPeers brings the metric up to date. The caller holds mu.
+func (m *Mesh) countPeers() {
+	counts := map[string]int{}
+	for _, p := range m.peers {
+		if p.primary != nil {
+			counts[p.node.Cluster]++
+		}
+	}
+	m.metrics.setPeers(counts)
+}
+
+// watchDeadlines ends links whose heartbeat is lost, and gives up nodes that did not come back.
+func (m *Mesh) watchDeadlines(ctx context.Context) {
+	timer := time.NewTimer(distantPeriod)
+	defer timer.Stop()
+	for {
+		timer.Reset(max(time.Until(m.expire(time.Now())), time.Millisecond))
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-m.wakeDeadline:
+		}
+	}
+}
+
+// expire does what is due, and says when to look again.
+func (m *Mesh) expire(now time.Time) time.Time {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := now.Add(distantPeriod)
+	for _, p := range m.peers {
+		if len(p.links) == 0 {
+			if now.Before(p.deadline) {
+				next = earlier(next, p.deadline)
+				continue
+			}
+			m.metrics.lost.Inc()
+			m.forget(p, errLost, true)
+			continue
+		}
+		for _, l := range p.links {
+			due, why := l.overdue(now)
+			if why != nil {
+				l.end(why)
+				continue
+			}
+			next = earlier(next, due)
+		}
+	}
+	return next
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,941 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/planner"
+)
+
+const (
+	defaultLinger    = 15 * time.Second
+	defaultMaxRelays = 256
+
+	claimTimeout = 300 * time.Millisecond // after which an owner counts as silent
+	claimAgain   = time.Second            // a node whose claim was granted to another asks again after this
+	pullTimeout  = 5 * time.Second
+	missingTime  = time.Second      // for which a parent without a source is remembered
+	serverTime   = time.Second      // in which the local server reports a publisher that took a stream over
+	steadyTime   = 10 * time.Second // a relay that lived this long starts its backoff afresh
+	doubtTime    = time.Minute      // in which a server notices that a publisher, or a relay, is gone
+)
+
+// Errors of Acquire beside adapters.ErrNoStream and the context's.
+var (
+	ErrFull  = errors.New("as many relays run here as may")
+	ErrEnded = errors.New("the relays of this node have ended")
+)
+
+var (
+	errPending = errors.New("not decided yet")
+	errOver    = errors.New("the session ended")
+	errGrant   = errors.New("refused grant")
+)
+
+// Grant is a parent's leave to pull a stream from it.
+type Grant struct {
+	Token string
+	Path  []catalogue.NodeID // from the origin to the parent, as it is now
+	Epoch uint64
+	URL   string // where to POST the WHEP offer, with the token
+}
+
+// peers is what the manager asks of other nodes.
+type peers interface {
+	// Claim asks an owner for the right to pull a stream for the own cluster.
+	Claim(ctx context.Context, owner catalogue.NodeID, stream adapters.StreamID, epoch uint64) (Claim, error)
+	// Pull asks a parent for a stream. The error wraps adapters.ErrNoStream where the parent has no source for it.
+	Pull(ctx context.Context, parent catalogue.NodeID, stream adapters.StreamID) (Grant, error)
+	// RTT is the measured round trip to a node. It must not wait for the manager.
+	RTT(id catalogue.NodeID) (time.Duration, bool)
+}
+
+// Runner carries one stream from one parent into the local server, once. Session is one.
+type Runner interface {
+	// Run blocks until the session has ended and has freed all it took, at both servers. It bounds each step until media
+	// flows. A *SessionError of the local server's side is not held against the parent.
+	Run(ctx context.Context) error
+	// Live is closed once media flows into the local server.
+	Live() <-chan struct{}
+	// Location is the URL of the WHIP session at the local server, "" before there is one.
+	Location() string
+	Status() SessionStatus
+}
+
+// Spec is what a session is made for.
+type Spec struct {
+	Stream adapters.StreamID
+	Parent catalogue.NodeID
+	Grant  Grant
+}
+
+// ManagerOptions configure a Manager. Catalogue, Peers and NewSession are required.
+type ManagerOptions struct {
+	Catalogue  *catalogue.Catalogue
+	Peers      peers
+	NewSession func(Spec) Runner
+	Pins       []string      // names, or patterns as of path.Match, of streams that are carried without viewers
+	Linger     time.Duration // for which a relay goes on when nobody wants it any more; 0: 15 s
+	MaxRelays  int           // 0: 256
+	FanOut     int           // children that a parent should have for a stream; 0: planner.DefaultFanOut
+	Registerer prometheus.Registerer
+	Logger     *slog.Logger // nil: discard
+}
+
+// Manager runs the relays that are wanted at this node: it brings demand, what the catalogue knows and what failed before
+// the planner, does what that says, retries with backoff, and lets plays wait until their stream is here. A relay's hold
+// is announced while it is live, and withdrawn before another parent is looked for.
+type Manager struct {
+	o       ManagerOptions
+	claims  *Claims
+	metrics *managerMetrics
+	kick    chan struct{} // holds one item while there may be something to do
+
+	mu      sync.Mutex
+	entries map[adapters.StreamID]*entry
+	server  map[adapters.StreamID]adapters.Stream // as the local server reported last
+	doubts  map[adapters.StreamID]time.Time       // since when a name is one of the catalogue's doubts
+	left    []adapters.StreamID                   // doubts from the process before
+	ended   bool
+}
+
+// entry is a stream that is, or was a moment ago, wanted or carried here.
+type entry struct {
+	id         adapters.StreamID
+	held       int // plays that acquired it and did not release it yet
+	demand     planner.Demand
+	lastDemand time.Time
+	decision   planner.Decision
+	claim      planner.Claim
+	asking     bool
+	run        *run // what runs, or is about to end
+	failures   map[catalogue.NodeID]*failure
+	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
+	failed     int
+	retryAt    time.Time
+	lastErr    error
+
+	waiting int           // of those held, who wait for the outcome
+	outcome error         // nil, errPending, or why there is no stream
+	changed chan struct{} // closed when the outcome is known
+}
+
+// failure is how a parent failed for one stream.
+type failure struct {
+	backoff     *backoff.ExponentialBackOff
+	until       time.Time
+	missing     bool // it has no source
+	publication catalogue.Publication
+}
+
+// run is one attempt to relay a stream, or one relay.
+type run struct {
+	parent      catalogue.NodeID
+	outside     bool
+	publication catalogue.Publication
+	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
+	delay       time.Duration
+	tracks      []adapters.Track
+	priority    int32
+	session     Runner // nil until granted
+	cancel      context.CancelFunc
+	stopping    string // why it is being ended, "" if it is not
+	why         planner.Reason
+	since       time.Time
+	liveAt      time.Time
+}
+
+func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && r.stopping == "" }
+
+// NewManager makes a manager that does nothing until it is Run. Patterns among the pins that are malformed match nothing.
+func NewManager(o ManagerOptions) *Manager {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Linger = cmp.Or(o.Linger, defaultLinger)
+	o.MaxRelays = cmp.Or(o.MaxRelays, defaultMaxRelays)
+	return &Manager{
+		o:       o,
+		claims:  NewClaims(),
+		metrics: newManagerMetrics(o.Registerer),
+		kick:    make(chan struct{}, 1),
+		entries: map[adapters.StreamID]*entry{},
+		doubts:  map[adapters.StreamID]time.Time{},
+	}
+}
+
+// Run runs relays until ctx ends; it returns when all of them have ended. It is called once.
+func (m *Manager) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	// What runs is ended by hand, so that holds are withdrawn first.
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	m.mu.Lock()
+	m.left = m.o.Catalogue.Doubts()
+	m.mu.Unlock()
+	for ctx.Err() == nil {
+		_, changed := m.o.Catalogue.Snapshot()
+		next, start := m.reconcile(base)
+		for _, f := range start {
+			wg.Go(f)
+		}
+		if next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-m.kick:
+		case <-timer.C:
+		}
+	}
+	m.drain()
+	cancel()
+	wg.Wait()
+	return ctx.Err()
+}
+
+// drain withdraws all holds and lets nobody wait any longer.
+func (m *Manager) drain() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ended = true
+	for _, e := range m.entries {
+		m.stop(e, endDrained)
+		m.settle(e, ErrEnded)
+	}
+	m.publish()
+}
+
+func (m *Manager) wake() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Report takes the full set of streams that the local server reports: who plays a relayed stream there is demand for it.
+func (m *Manager) Report(streams []adapters.Stream) {
+	server := make(map[adapters.StreamID]adapters.Stream, len(streams))
+	for _, s := range streams {
+		if s.ID.Validate() == nil {
+			server[s.ID] = s
+		}
+	}
+	m.mu.Lock()
+	m.server = server
+	m.mu.Unlock()
+	m.wake()
+}
+
+// Acquire makes sure that the local server has the stream, and blocks until media flows, ctx ends, or it is clear that
+// there is none: adapters.ErrNoStream at once where nobody holds the name. However many acquire a stream, it is pulled
+// once. The stream stays wanted until release is called, and for the linger time after that; where the server counts its
+// readers, release can be called as soon as the play is among them. The caller calls release once or more often.
+func (m *Manager) Acquire(ctx context.Context, id adapters.StreamID) (release func(), err error) {
+	began := time.Now()
+	release, result, err := m.acquire(ctx, id)
+	m.metrics.acquired(result, began)
+	if err != nil {
+		return nil, fmt.Errorf("acquire %s: %w", id, err)
+	}
+	return release, nil
+}
+
+func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release func(), result string, err error) {
+	if err := id.Validate(); err != nil {
+		return nil, resultMissing, fmt.Errorf("%w: %w", adapters.ErrNoStream, err)
+	}
+	state, _ := m.o.Catalogue.Snapshot()
+	if _, ok := state.Origin(id); ok {
+		return func() {}, resultOrigin, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return nil, resultMissing, ErrEnded
+	}
+	if e := m.entries[id]; e == nil || e.run == nil {
+		if _, held := state.Winner(id); !held {
+			return nil, resultMissing, adapters.ErrNoStream
+		}
+	}
+	e := m.entry(id)
+	e.held++
+	unhold := sync.OnceFunc(func() {
+		e.held--
+		e.lastDemand = time.Now()
+		m.wake()
+	})
+	release = func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		unhold()
+	}
+	if e.run.live() {
+		return release, resultLive, nil
+	}
+	m.wake()
+	for {
+		changed := e.changed
+		e.waiting++
+		m.mu.Unlock()
+		var over error
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			over = ctx.Err()
+		}
+		m.mu.Lock()
+		e.waiting--
+		switch outcome := e.outcome; {
+		case outcome == nil:
+			return release, resultLive, nil
+		case errors.Is(outcome, errPending) && over == nil:
+			continue
+		case errors.Is(outcome, errPending):
+			unhold()
+			if e.lastErr != nil {
+				over = fmt.Errorf("%w; before that: %w", over, e.lastErr)
+			}
+			return nil, resultTimeout, over
+		case errors.Is(outcome, ErrFull):
+			unhold()
+			return nil, resultFull, outcome
+		default:
+			unhold()
+			return nil, resultMissing, outcome
+		}
+	}
+}
+
+// Claim answers a node of the own cluster that wants to pull a stream, as the stream's owner.
+func (m *Manager) Claim(from catalogue.NodeID, stream adapters.StreamID, epoch uint64) Claim {
+	state, _ := m.o.Catalogue.Snapshot()
+	c := m.claims.Claim(time.Now(), state, from, stream, epoch)
+	m.metrics.answers.WithLabelValues(c.label()).Inc()
+	return c
+}
+
+func (m *Manager) entry(id adapters.StreamID) *entry {
+	e := m.entries[id]
+	if e == nil {
+		e = &entry{
+			id: id, failures: map[catalogue.NodeID]*failure{}, retry: newBackoff(100*time.Millisecond, 5*time.Second),
+			outcome: errPending, changed: make(chan struct{}),
+		}
+		m.entries[id] = e
+	}
+	return e
+}
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier, b.RandomizationFactor = first, most, 2, 0.3
+	return b
+}
+
+// settle records what those who wait for a stream are told, and tells them when it is known.
+func (m *Manager) settle(e *entry, outcome error) {
+	e.outcome = outcome
+	if e.waiting > 0 && !errors.Is(outcome, errPending) {
+		close(e.changed)
+		e.changed = make(chan struct{})
+	}
+}
+
+// reconcile plans and applies the plan. It returns when to plan again if nothing happens before, and what is to be run in
+// goroutines.
+func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	soonest := func(t time.Time) {
+		if t.After(now) && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	m.believe(now, soonest)
+	m.follow()
+	m.publish()
+	state, _ := m.o.Catalogue.Snapshot()
+	m.claims.Observe(now, state)
+	m.raise(state, now)
+
+	in := planner.Input{
+		State: state, Now: now, Avoid: m.avoid, RTT: m.o.Peers.RTT, FanOut: m.o.FanOut,
+		Relays: map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
+	}
+	for _, id := range slices.Sorted(maps.Keys(m.entries)) {
+		e := m.entries[id]
+		if !e.demand.Any() {
+			soonest(e.lastDemand.Add(m.o.Linger))
+			e.demand.Lingering = now.Sub(e.lastDemand) < m.o.Linger
+		}
+		switch {
+		case !e.demand.Any() && !e.demand.Lingering:
+			m.stop(e, endUnwanted)
+			e.decision = planner.Decision{Stream: id}
+			if m.idle(e, now, soonest) {
+				delete(m.entries, id)
+			}
+		case e.run == nil || e.run.stopping == "":
+			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
+			in.Claims[id] = e.claim
+			if r := e.run; r != nil {
+				in.Relays[id] = planner.Relay{
+					Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(),
+				}
+			}
+		}
+	}
+	for _, d := range planner.Plan(in) {
+		e := m.entries[d.Stream]
+		if d.Action == planner.Ask && d.Owner == state.Self().ID {
+			e.claim = m.claimed(d.Epoch, m.claims.Claim(now, state, d.Owner, d.Stream, d.Epoch), now)
+			in.Claims[d.Stream] = e.claim
+			in.Wants = []planner.Want{{Stream: d.Stream, Demand: e.demand}}
+			d = planner.Plan(in)[0]
+		}
+		e.decision = d
+		soonest(d.Until)
+		if f := m.apply(ctx, e, state, now); f != nil {
+			start = append(start, f)
+		}
+		soonest(e.retryAt)
+	}
+	m.publish()
+	m.count()
+	return next, start
+}
+
+// believe ends the catalogue's doubts when their time has come.
+func (m *Manager) believe(now time.Time, soonest func(time.Time)) {
+	doubts := m.o.Catalogue.Doubts()
+	maps.DeleteFunc(m.doubts, func(id adapters.StreamID, _ time.Time) bool { return !slices.Contains(doubts, id) })
+	for _, id := range doubts {
+		since, ok := m.doubts[id]
+		switch {
+		case !ok:
+			m.doubts[id] = now
+			soonest(now.Add(doubtTime))
+		case now.Sub(since) < doubtTime:
+			soonest(since.Add(doubtTime))
+		default:
+			m.o.Catalogue.Believe(id)
+			m.left = slices.DeleteFunc(m.left, func(other adapters.StreamID) bool { return other == id })
+		}
+	}
+}
+
+// occupied says whether the server still has what may be a relay's of the process before, and may be a publisher's: to
+// publish there would be refused, or push that publisher out.
+func (m *Manager) occupied(id adapters.StreamID) bool {
+	s, reported := m.server[id]
+	_, doubt := m.doubts[id]
+	return reported && !s.Waiting && doubt && slices.Contains(m.left, id)
+}
+
+// follow lets the holds of live relays follow their parents' paths.
+func (m *Manager) follow() {
+	state, _ := m.o.Catalogue.Snapshot()
+	self := state.Self().ID
+	for id, e := range m.entries {
+		r := e.run
+		if !r.live() {
+			continue
+		}
+		h, ok := state.Hold(r.parent, id)
+		if !ok || h.Publication() != r.publication || h.Through(self) || len(h.Path) >= catalogue.MaxPath {
+			continue
+		}
+		if own := r.path[:len(r.path)-1]; !slices.Equal(own, h.Path) {
+			r.path = append(slices.Clip(h.Path), self)
+			r.delay = m.delay(h)
+		}
+		r.tracks, r.priority = h.Tracks, h.Priority
+	}
+}
+
+// delay is the path's to this node by way of a parent's hold.
+func (m *Manager) delay(parent catalogue.Hold) time.Duration {
+	rtt, _ := m.o.Peers.RTT(parent.Holder())
+	return parent.Delay + rtt
+}
+
+// publish announces what is live, and so withdraws what is not any more.
+func (m *Manager) publish() {
+	var holds []catalogue.Hold
+	for id, e := range m.entries {
+		if r := e.run; r.live() {
+			holds = append(holds, catalogue.Hold{
+				Stream: id, Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay, Priority: r.priority, Tracks: r.tracks,
+			})
+		}
+	}
+	if err := m.o.Catalogue.SetCarried(holds); err != nil {
+		m.o.Logger.Error("relay cannot be announced", "error", err)
+	}
+}
+
+// raise finds out why each stream is wanted.
+func (m *Manager) raise(state *catalogue.State, now time.Time) {
+	for _, e := range m.entries {
+		if e.demand.Any() {
+			e.lastDemand = now // so it was until now
+		}
+		e.demand = planner.Demand{Viewers: e.held, Children: len(state.Children(e.id, state.Self().ID))}
+	}
+	for id, s := range m.server {
+		if s.Readers <= 0 && !s.Waiting {
+			continue
+		}
+		if _, ok := state.Origin(id); ok && m.entries[id] == nil {
+			continue
+		}
+		e := m.entry(id)
+		readers := max(s.Readers, 0)
+		if s.Waiting {
+			readers = max(readers, 1)
+		}
+		e.demand.Viewers += max(readers-e.demand.Children, 0)
+	}
+	if len(m.o.Pins) > 0 {
+		for _, id := range state.Streams() {
+			if _, ok := state.Origin(id); ok || !m.pinned(id) {
+				continue
+			}
+			m.entry(id).demand.Pinned = true
+		}
+	}
+	for _, e := range m.entries {
+		if e.demand.Any() {
+			e.lastDemand = now
+		}
+	}
+}
+
+func (m *Manager) pinned(id adapters.StreamID) bool {
+	return slices.ContainsFunc(m.o.Pins, func(pin string) bool {
+		ok, err := path.Match(pin, string(id))
+		return pin == string(id) || ok && err == nil
+	})
+}
+
+// idle says whether nothing is left to remember of an entry.
+func (m *Manager) idle(e *entry, now time.Time, soonest func(time.Time)) bool {
+	for parent, f := range e.failures {
+		if now.Before(f.until) {
+			soonest(f.until)
+			continue
+		}
+		delete(e.failures, parent)
+	}
+	return e.run == nil && !e.asking && e.held == 0 && len(e.failures) == 0
+}
+
+func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
+	if e := m.entries[stream]; e != nil && e.failures[parent] != nil {
+		return e.failures[parent].until
+	}
+	return time.Time{}
+}
+
+// apply does what the entry's decision says.
+func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
+	d := e.decision
+	if e.run != nil && (d.Drop || d.Action == planner.Nothing) {
+		end := endLoop
+		if d.Why == planner.WhyOrigin || d.Why == planner.WhySuperseded {
+			end = endOrigin
+		}
+		m.stop(e, end)
+	}
+	outcome := errPending
+	switch d.Action {
+	case planner.Nothing:
+		outcome = adapters.ErrNoStream
+		if d.Why == planner.WhyOrigin || d.Why == planner.WhySuperseded {
+			outcome = nil
+		}
+	case planner.Ask:
+		if !e.asking {
+			e.asking = true
+			start = func() { m.ask(ctx, e, d.Owner, d.Epoch) }
+		}
+	case planner.Run:
+		r := e.run
+		switch {
+		case r != nil && r.parent == d.Parent && r.publication == d.Hold.Publication():
+			r.why = d.Why
+		case r != nil && r.stopping == "":
+			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
+			m.stop(e, endMoved)
+		case r != nil || now.Before(e.retryAt) || m.occupied(e.id):
+			// It goes on when that has ended.
+		case m.running() >= m.o.MaxRelays:
+			outcome = ErrFull
+		default:
+			start = m.start(ctx, e, now)
+		}
+	case planner.Wait:
+		if e.run == nil && m.refused(e, state, now) {
+			outcome = adapters.ErrNoStream
+		}
+	}
+	if e.run.live() {
+		outcome = nil
+	}
+	m.settle(e, outcome)
+	return start
+}
+
+// refused says whether everybody who announces the stream said a moment ago that they have no source for it.
+func (m *Manager) refused(e *entry, state *catalogue.State, now time.Time) bool {
+	self := state.Self().ID
+	for _, h := range state.Holders(e.id) {
+		if h.Through(self) {
+			continue
+		}
+		f := e.failures[h.Holder()]
+		if f == nil || !f.missing || f.publication != h.Publication() || !now.Before(f.until) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *Manager) running() int {
+	n := 0
+	for _, e := range m.entries {
+		if e.run != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *Manager) count() {
+	live := 0
+	for _, e := range m.entries {
+		if e.run.live() {
+			live++
+		}
+	}
+	m.metrics.live.Set(float64(live))
+	m.metrics.connecting.Set(float64(m.running() - live))
+}
+
+// start begins a relay as the decision says.
+func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
+	d := e.decision
+	ctx, cancel := context.WithCancel(ctx)
+	r := &run{
+		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
+		tracks: d.Hold.Tracks, priority: d.Hold.Priority, cancel: cancel, why: d.Why, since: now,
+	}
+	e.run = r
+	m.metrics.starts.Inc()
+	return func() {
+		defer cancel()
+		err := m.carry(ctx, e, r)
+		m.finish(e, r, err)
+	}
+}
+
+// stop ends the entry's relay. Its hold counts no more from now on, and what is next waits until it has ended.
+func (m *Manager) stop(e *entry, why string) {
+	r := e.run
+	if r == nil || r.stopping != "" {
+		return
+	}
+	m.retain(e, r)
+	r.stopping = why
+	r.cancel()
+	m.settle(e, errPending)
+}
+
+// retain keeps the right to pull for a moment longer than the hold, as the owner does.
+func (m *Manager) retain(e *entry, r *run) {
+	if r.live() && r.outside {
+		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: time.Now().Add(leaseTime)}
+	}
+}
+
+// ask claims the right to pull.
+func (m *Manager) ask(ctx context.Context, e *entry, owner catalogue.NodeID, epoch uint64) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	c, err := m.o.Peers.Claim(ctx, owner, e.id, epoch)
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wake()
+	now := time.Now()
+	e.asking = false
+	if err == nil && (c.Granted || c.Holder != "") {
+		m.metrics.claims.WithLabelValues(c.label()).Inc()
+		e.claim = m.claimed(epoch, c, now)
+		return
+	}
+	if err == nil {
+		err = errors.New("it is not of this node's cluster")
+	}
+	m.metrics.claims.WithLabelValues(claimSilent).Inc()
+	m.o.Logger.Warn("owner of a pull is passed over", "stream", e.id, "owner", owner, "error", err)
+	silent := []catalogue.NodeID{owner}
+	if e.claim.Epoch == epoch && now.Before(e.claim.Until) {
+		silent = append(slices.Clip(e.claim.Silent), owner)
+	}
+	e.claim = planner.Claim{Epoch: epoch, Silent: silent, Until: now.Add(leaseTime)}
+}
+
+// claimed is what an owner's answer means for the plan, and for how long.
+func (m *Manager) claimed(epoch uint64, c Claim, now time.Time) planner.Claim {
+	claim := planner.Claim{Epoch: epoch, Granted: c.Granted, Holder: c.Holder, Until: now.Add(claimAgain)}
+	if c.Granted {
+		claim.Until = now.Add(leaseTime)
+	}
+	return claim
+}
+
+// carry pulls the stream from the parent until that ends.
+func (m *Manager) carry(ctx context.Context, e *entry, r *run) error {
+	session, err := m.pull(ctx, e, r)
+	if err != nil {
+		return err
+	}
+	m.o.Catalogue.Carry(e.id)
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-session.Live():
+			m.live(e, r)
+		case <-ended:
+		}
+	})
+	err = session.Run(ctx)
+	close(ended)
+	wg.Wait()
+	if err == nil {
+		err = errOver
+	}
+	return err
+}
+
+// pull asks the parent for the stream and makes a session of what it grants.
+func (m *Manager) pull(ctx context.Context, e *entry, r *run) (Runner, error) {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	grant, err := m.o.Peers.Pull(ctx, r.parent, e.id)
+	if err == nil {
+		err = m.accept(grant, r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pull %s from %s: %w", e.id, r.parent, err)
+	}
+	session := m.o.NewSession(Spec{Stream: e.id, Parent: r.parent, Grant: grant})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.publication = catalogue.Publication{Epoch: grant.Epoch, Origin: grant.Path[0]}
+	r.path = append(slices.Clip(grant.Path), m.o.Catalogue.Self().ID)
+	r.session = session
+	return session, nil
+}
+
+// accept says why a grant cannot be used.
+func (m *Manager) accept(g Grant, r *run) error {
+	switch {
+	case len(g.Path) == 0 || g.Path[len(g.Path)-1] != r.parent:
+		return fmt.Errorf("%w: its path does not end in the parent", errGrant)
+	case slices.Contains(g.Path, m.o.Catalogue.Self().ID):
+		return fmt.Errorf("%w: the parent has the stream from this node", errGrant)
+	case len(g.Path) >= catalogue.MaxPath:
+		return fmt.Errorf("%w: its path has %d nodes", errGrant, len(g.Path))
+	case r.publication.Beats(catalogue.Publication{Epoch: g.Epoch, Origin: g.Path[0]}):
+		return fmt.Errorf("%w: epoch %d of %s is superseded", errGrant, g.Epoch, g.Path[0])
+	}
+	if err := m.o.Catalogue.Observe(g.Epoch); err != nil {
+		return fmt.Errorf("%w: %w", errGrant, err)
+	}
+	return nil
+}
+
+// live announces a relay whose media flows.
+func (m *Manager) live(e *entry, r *run) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wake()
+	if r.stopping != "" {
+		return
+	}
+	r.liveAt = time.Now()
+	m.o.Catalogue.Located(e.id, r.session.Location())
+	m.publish()
+	m.settle(e, nil)
+	m.count()
+	m.metrics.untilLive.Observe(r.liveAt.Sub(r.since).Seconds())
+	m.o.Logger.Info("relay is announced", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch, "path", r.path,
+		"after", r.liveAt.Sub(r.since), "why", r.why)
+}
+
+// finish records how a relay ended. Its hold is withdrawn before anything else is tried.
+func (m *Manager) finish(e *entry, r *run, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wake()
+	m.retain(e, r)
+	e.run = nil
+	m.publish()
+	if r.session != nil {
+		m.o.Catalogue.Located(e.id, r.session.Location())
+		m.o.Catalogue.Uncarry(e.id)
+	}
+	m.settle(e, cmp.Or(m.over(), errPending))
+	m.count()
+	if r.stopping != "" {
+		m.metrics.ends.WithLabelValues(r.stopping).Inc()
+		m.o.Logger.Info("relay ended", "stream", e.id, "parent", r.parent, "why", r.stopping)
+		return
+	}
+	m.fail(e, r, err)
+}
+
+func (m *Manager) over() error {
+	if m.ended {
+		return ErrEnded
+	}
+	return nil
+}
+
+// fail makes the parent wait for its next turn, and from the second failure in a row on all others too. Where the local
+// server failed, the parent is not to blame; but a publisher may have taken the name over there, and must have the time
+// to be reported before the relay would take it back.
+func (m *Manager) fail(e *entry, r *run, err error) {
+	now := time.Now()
+	e.lastErr = err
+	f := e.failures[r.parent]
+	if f == nil {
+		f = &failure{backoff: newBackoff(250*time.Millisecond, 15*time.Second)}
+		e.failures[r.parent] = f
+	}
+	if !r.liveAt.IsZero() && now.Sub(r.liveAt) >= steadyTime {
+		f.backoff.Reset()
+		e.retry.Reset()
+		e.failed = 0
+	}
+	e.failed++
+	end := endFailed
+	if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
+		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
+	} else {
+		f.missing, f.publication = errors.Is(err, adapters.ErrNoStream), r.publication
+		if f.missing {
+			f.until, end = now.Add(missingTime), endRefused
+		} else {
+			f.until = now.Add(f.backoff.NextBackOff())
+		}
+		if e.failed > 1 {
+			e.retryAt = now.Add(e.retry.NextBackOff())
+		}
+	}
+	m.metrics.ends.WithLabelValues(end).Inc()
+	m.o.Logger.Warn("relay failed", "stream", e.id, "parent", r.parent, "error", err,
+		"retry", e.retryAt, "parent avoided until", f.until)
+}
+
+// The states of a stream at this node.
+const (
+	StateIdle       = "idle"
+	StateAsking     = "asking"
+	StateWaiting    = "waiting"
+	StateRetrying   = "retrying"
+	StateConnecting = "connecting"
+	StateLive       = "live"
+	StateStopping   = "stopping"
+)
+
+// Status is how one stream stands at this node.
+type Status struct {
+	Stream    adapters.StreamID  `json:"stream"`
+	State     string             `json:"state"`
+	Why       planner.Reason     `json:"why,omitempty"` // of the plan
+	Demand    planner.Demand     `json:"demand"`
+	Parent    catalogue.NodeID   `json:"parent,omitempty"` // of the relay, or who is waited for
+	Owner     catalogue.NodeID   `json:"owner,omitempty"`  // who is asked for the right to pull
+	Path      []catalogue.NodeID `json:"path,omitempty"`
+	Epoch     uint64             `json:"epoch"`
+	Since     time.Time          `json:"since,omitzero"`     // when the relay was begun
+	LiveSince time.Time          `json:"liveSince,omitzero"` // when its media flowed first
+	LastError string             `json:"lastError,omitempty"`
+	NextRetry time.Time          `json:"nextRetry,omitzero"`
+	Session   *SessionStatus     `json:"session,omitempty"`
+}
+
+// Status lists the streams that are wanted or carried here, by name.
+func (m *Manager) Status() []Status {
+	now := time.Now()
+	m.mu.Lock()
+	list := make([]Status, 0, len(m.entries))
+	sessions := make([]Runner, 0, len(m.entries))
+	for _, id := range slices.Sorted(maps.Keys(m.entries)) {
+		e := m.entries[id]
+		d := e.decision
+		s := Status{
+			Stream: id, State: StateIdle, Why: d.Why, Demand: e.demand, Parent: d.Parent, Owner: d.Owner, Epoch: d.Hold.Epoch,
+		}
+		if e.lastErr != nil {
+			s.LastError = e.lastErr.Error()
+		}
+		switch d.Action {
+		case planner.Ask:
+			s.State, s.Epoch = StateAsking, d.Epoch
+		case planner.Wait:
+			s.State, s.NextRetry = StateWaiting, d.Until
+		case planner.Run:
+			if now.Before(e.retryAt) {
+				s.State, s.NextRetry = StateRetrying, e.retryAt
+			}
+		}
+		var session Runner
+		if r := e.run; r != nil {
+			s.State, s.Parent, s.Path, s.Epoch = StateConnecting, r.parent, r.path, r.publication.Epoch
+			s.Since, s.LiveSince, s.NextRetry = r.since, r.liveAt, time.Time{}
+			switch {
+			case r.stopping != "":
+				s.State = StateStopping
+			case r.live():
+				s.State = StateLive
+			}
+			session = r.session
+		}
+		list = append(list, s)
+		sessions = append(sessions, session)
+	}
+	m.mu.Unlock()
+	for i, session := range sessions {
+		if session != nil {
+			status := session.Status()
+			list[i].Session = &status
+		}
+	}
+	return list
+}

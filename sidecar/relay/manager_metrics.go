@@ -1,0 +1,105 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Labels' values.
+const (
+	resultLive    = "live"
+	resultOrigin  = "origin"
+	resultMissing = "missing"
+	resultFull    = "full"
+	resultTimeout = "timeout"
+
+	endUnwanted = "unwanted"
+	endMoved    = "moved"
+	endOrigin   = "origin"
+	endLoop     = "loop"
+	endDrained  = "drained"
+	endRefused  = "refused"
+	endFailed   = "failed"
+
+	claimGranted = "granted"
+	claimHeld    = "held"
+	claimSilent  = "silent"
+	claimForeign = "foreign"
+)
+
+type managerMetrics struct {
+	connecting  prometheus.Gauge
+	live        prometheus.Gauge
+	starts      prometheus.Counter
+	ends        *prometheus.CounterVec
+	untilLive   prometheus.Histogram
+	acquires    *prometheus.CounterVec
+	acquireTime prometheus.Histogram
+	claims      *prometheus.CounterVec
+	answers     *prometheus.CounterVec
+}
+
+// newManagerMetrics registers the metrics; without a registerer they count for nobody.
+func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
+	relays := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sidestream_relays", Help: "Relays that run at this node, by state.",
+	}, []string{"state"})
+	m := &managerMetrics{
+		connecting: relays.WithLabelValues("connecting"),
+		live:       relays.WithLabelValues("live"),
+		starts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_relay_starts_total", Help: "Attempts to relay a stream.",
+		}),
+		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_relay_ends_total", Help: "Relays and attempts that ended, by reason.",
+		}, []string{"reason"}),
+		untilLive: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sidestream_relay_start_seconds", Help: "Time from the start of an attempt until media flowed.",
+			Buckets: prometheus.ExponentialBuckets(0.05, 2, 9),
+		}),
+		acquires: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_acquires_total", Help: "Plays that asked for a stream, by result.",
+		}, []string{"result"}),
+		acquireTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sidestream_acquire_seconds", Help: "Time that plays waited until their stream was live here.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_claims_total", Help: "Claims that this node asked for, by answer.",
+		}, []string{"answer"}),
+		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_claim_answers_total", Help: "Claims that this node answered as owner, by answer.",
+		}, []string{"answer"}),
+	}
+	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout} {
+		m.acquires.WithLabelValues(v)
+	}
+	for _, v := range []string{endUnwanted, endMoved, endOrigin, endLoop, endDrained, endRefused, endFailed} {
+		m.ends.WithLabelValues(v)
+	}
+	for _, v := range []string{claimGranted, claimHeld, claimSilent} {
+		m.claims.WithLabelValues(v)
+	}
+	if r != nil {
+		r.MustRegister(relays, m.starts, m.ends, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers)
+	}
+	return m
+}
+
+func (m *managerMetrics) acquired(result string, since time.Time) {
+	m.acquires.WithLabelValues(result).Inc()
+	if result == resultLive {
+		m.acquireTime.Observe(time.Since(since).Seconds())
+	}
+}
+
+func (c Claim) label() string {
+	switch {
+	case c.Granted:
+		return claimGranted
+	case c.Holder != "":
+		return claimHeld
+	}
+	return claimForeign
+}
