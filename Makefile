@@ -34,7 +34,7 @@ bench: ## the relay's hot path beside a bare pion loop, in one run
 
 ##@ Try it whole
 e2e: build ## the demo as a user has it, with a real browser where there is one
-	SIDESTREAM_E2E=1 $(GO) test -count=1 -timeout 15m ./e2e/...
+	E2E=1 $(GO) test -count=1 -timeout 15m ./e2e/...
 image: ## container image of the sidecar, as a tarball in bin/
 	@$(GO) run ./e2e/image -version $(VERSION)
 

@@ -351,7 +351,9 @@ func (d *demo) page(p *demoPlace) func(http.Handler) http.Handler {
 func (d *demo) pageOptions(here *demoPlace) console.Options {
 	o := console.Options{Region: here.Name, Stream: d.stream}
 	for _, p := range d.places {
-		o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url})
+		if p != here {
+			o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url})
+		}
 	}
 	return o
 }
@@ -455,7 +457,7 @@ func (d *demo) welcome() {
 %s
 %s
 Try this:
-  1. Open %s and press Play: the stream is pulled from %s once, however many watch.
+  1. Open %s: the stream is pulled from %s once, however many watch.
   2. Open %s as well: the same stream from its origin, %s away. With -loss 1 you see the difference.
   3. Publish yourself: the Publish tab, or OBS, GStreamer, ffmpeg 8 by WHIP to %s/whip/NAME.
   4. Close the pages: 15 seconds later nothing crosses any more.

@@ -8,11 +8,13 @@ import (
 )
 
 func TestAdapter(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]Config{
 		"open":   {},
 		"tokens": {PublishToken: "publish", PlayToken: "play", APIToken: "api"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			server := run(t, config)
 			h := server.clients(t)
 			h.Names = []adapters.StreamID{"a/b/c", "per cent%2Fslash?", "whip", "session/x"}

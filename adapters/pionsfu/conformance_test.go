@@ -23,7 +23,8 @@ import (
 
 // publishOffer and playOffer are what a pion client sends. Nobody is there to connect.
 func publishOffer(t testing.TB) string { return makeOffer(t, webrtc.RTPTransceiverDirectionSendonly) }
-func playOffer(t testing.TB) string    { return makeOffer(t, webrtc.RTPTransceiverDirectionRecvonly) }
+
+func playOffer(t testing.TB) string { return makeOffer(t, webrtc.RTPTransceiverDirectionRecvonly) }
 
 func makeOffer(t testing.TB, direction webrtc.RTPTransceiverDirection) string {
 	t.Helper()

@@ -355,6 +355,7 @@ func TestPublisherChangesCodec(t *testing.T) {
 
 // Many viewers, whole frames for each, one key frame request a second for all.
 func TestFanOut(t *testing.T) {
+	t.Parallel()
 	s := run(t, Config{})
 	h := s.clients(t)
 	publisher := h.Publish(t, "fan")
@@ -378,6 +379,7 @@ func TestFanOut(t *testing.T) {
 
 // The first thing that a viewer gets of video is a key frame, asked for at once where none has just been.
 func TestViewerBeginsWithKeyFrame(t *testing.T) {
+	t.Parallel()
 	s := run(t, Config{})
 	h := s.clients(t)
 	publisher := h.Publish(t, "late")
@@ -472,6 +474,7 @@ func newMuxOf(c net.PacketConn) ice.UDPMux {
 
 // Losses on the way to a viewer are repaired from the history that all viewers share.
 func TestLossIsRepaired(t *testing.T) {
+	t.Parallel()
 	s := run(t, Config{})
 	s.clients(t).Publish(t, "loss").WaitConnected()
 	h, socket := s.cuttableClients(t)
@@ -492,6 +495,7 @@ func TestLossIsRepaired(t *testing.T) {
 
 // A publisher without a network is gone within seconds, and so is a viewer.
 func TestVanished(t *testing.T) {
+	t.Parallel()
 	s := run(t, Config{})
 	h := s.clients(t)
 	cut, socket := s.cuttableClients(t)

@@ -67,6 +67,7 @@ func isMedia(b []byte) bool { return len(b) > 12 && b[0]>>6 == 2 && (b[1]&0x7f <
 // A viewer to whom nothing can be sent holds up nobody else; when it can be sent to again it goes on at the live edge,
 // with sequence numbers that have no hole.
 func TestSlowViewer(t *testing.T) {
+	t.Parallel()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)

@@ -19,8 +19,10 @@ import (
 // Probabilities lie between 0 and 1. Loss and reordering concern packets only: a TCP stream repairs them by itself, so
 // a [Conn] feels delay, jitter, rate and cuts.
 type Params struct {
-	Delay  time.Duration // one way: half of a symmetrical round trip
-	Jitter time.Duration // a further delay, uniform between 0 and Jitter; order is kept, so what follows a late packet waits for it
+	Delay time.Duration // one way: half of a symmetrical round trip
+	// Jitter is the most by which a packet is delayed further, evenly distributed. Order is kept: what follows a late
+	// packet waits for it.
+	Jitter time.Duration
 
 	Loss float64 // share of packets lost, each by itself
 	// BurstLoss is the share of packets lost in bursts (Gilbert's model: a good state that loses nothing and a bad one

@@ -156,6 +156,7 @@ func (c *Catalogue) SetLocal(streams []adapters.Stream) error {
 		}
 		if _, published := c.own.holds[id]; published || !seen[id] {
 			delete(c.carriers, id)
+			c.touch() // the record has changed
 		}
 		o.unsettled = false
 	}
@@ -224,6 +225,7 @@ func (c *Catalogue) Carry(id adapters.StreamID) {
 	defer c.mu.Unlock()
 	c.carry(id)
 	c.settle(nil)
+	c.touch() // the record has changed
 }
 
 func (c *Catalogue) carry(id adapters.StreamID) {
@@ -246,6 +248,9 @@ func (c *Catalogue) Located(id adapters.StreamID, location string) {
 	o := c.carriers[id]
 	if o == nil || location == "" {
 		return
+	}
+	if !o.located {
+		c.touch() // the record has changed
 	}
 	o.located = true
 	if !slices.Contains(o.locations, location) {
@@ -270,8 +275,12 @@ func (c *Catalogue) Uncarry(id adapters.StreamID) {
 	o.reported = o.reported || !o.located
 	o.pending = nil
 	o.active, o.unsettled = false, true
+	if len(o.locations)+len(o.sessions) == 0 {
+		delete(c.carriers, id)
+	}
 	delete(c.carried, id)
 	c.settle(nil)
+	c.touch()
 }
 
 // Doubts are the names of which it is not known whether what the server reports is a publisher's, or what an own relay

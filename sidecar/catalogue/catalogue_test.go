@@ -371,7 +371,11 @@ func TestCarried(t *testing.T) {
 			{do: report("s2"), want: "x@8"},
 		},
 		"a publisher is there before the relay's POST is answered": {
-			{do: carry}, {do: located("/whip/x/s1")}, {do: report("s1")}, {do: uncarry}, {do: report()},
+			{do: carry},
+			{do: located("/whip/x/s1")},
+			{do: report("s1")},
+			{do: uncarry},
+			{do: report()},
 			{do: carry},
 			{do: report("s2"), reason: "it could be the relay's"},
 			{do: located("/whip/x/s3"), want: "x@8", reason: "it is not"},
@@ -400,7 +404,10 @@ func TestCarried(t *testing.T) {
 			{do: report("s2"), want: "x@8"},
 		},
 		"the next relay while the last one is still reported": {
-			{do: carry}, {do: located("/whip/x/s1")}, {do: report("s1")}, {do: uncarry},
+			{do: carry},
+			{do: located("/whip/x/s1")},
+			{do: report("s1")},
+			{do: uncarry},
 			{do: carry},
 			{do: report("s1")},
 			{do: located("/whip/x/s2")},
@@ -427,7 +434,12 @@ func TestCarried(t *testing.T) {
 			{do: report("s1")},
 		},
 		"a server without sessions": {
-			{do: carry}, {do: report("")}, {do: located("/whip/x/s1")}, {do: uncarry}, {do: report("")}, {do: report()},
+			{do: carry},
+			{do: report("")},
+			{do: located("/whip/x/s1")},
+			{do: uncarry},
+			{do: report("")},
+			{do: report()},
 			{do: report(""), want: "x@8"},
 			{do: report(), want: ""},
 			{do: carry},
@@ -585,7 +597,9 @@ func TestSnapshotWakesOnChangeOnly(t *testing.T) {
 			setLocal(t, c, adapters.Stream{ID: "y", Session: "s"}, adapters.Stream{ID: "z", Waiting: true})
 		}, false},
 		{func() { _ = c.Observe(99) }, false},
-		{func() { c.Carry("x") }, false},
+		{func() { c.Carry("x") }, true}, // for those who keep the record
+		{func() { c.Located("x", "/whip/x/1") }, true},
+		{func() { c.Located("x", "/whip/x/1") }, false},
 		{func() { c.Forget("b1") }, true},
 		{func() { c.Forget("b1") }, false},
 	} {

@@ -33,8 +33,8 @@ type Carried struct {
 	Location string            `json:"location,omitempty"`
 }
 
-// Record is the memory as it stands; the same memory always yields the same record. Whoever persists it does so when a
-// Snapshot has changed, and from time to time for the clock.
+// Record is the memory as it stands; the same memory always yields the same record. Whoever persists it does so when the
+// channel of a Snapshot is closed, and from time to time for the clock.
 func (c *Catalogue) Record() Record {
 	c.mu.Lock()
 	defer c.mu.Unlock()

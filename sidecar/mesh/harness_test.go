@@ -201,6 +201,7 @@ type config struct {
 	address     string // "": the listener's
 	dial        DialFunc
 	http        http.Handler
+	dies        bool // before its context ends
 	options     func(*Options)
 }
 
@@ -247,7 +248,7 @@ func start(t *testing.T, c config) *node {
 		return <-ran
 	})
 	t.Cleanup(func() {
-		if err := n.stop(); !errors.Is(err, context.Canceled) {
+		if err := n.stop(); !errors.Is(err, context.Canceled) && !c.dies {
 			t.Errorf("%s: Run returned %v", c.id, err)
 		}
 	})

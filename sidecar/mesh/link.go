@@ -246,6 +246,12 @@ func (l *link) deadline() time.Time {
 	return l.deadlineLocked()
 }
 
+func (l *link) lastHeard() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heard
+}
+
 func (l *link) deadlineLocked() time.Time {
 	d := l.heard.Add(lostAfter(l.promised))
 	if !l.probed.IsZero() {
@@ -390,7 +396,8 @@ func (l *link) read() {
 		if l.ended() {
 			return
 		}
-		if err != nil {
+		bad := refusedInput(err, l.dialled)
+		if err != nil && bad == nil {
 			l.endReading(err)
 			return
 		}
@@ -400,13 +407,17 @@ func (l *link) read() {
 		leaving := l.final != nil
 		l.mu.Unlock()
 		if leaving {
+			continue // until the peer has read the last word
+		}
+		if bad != nil {
+			l.refuse(bad)
 			continue
 		}
 		if err := l.handle(f); err != nil {
 			var r *refusal
 			if errors.As(err, &r) {
 				l.refuse(r)
-				continue // until the peer has read why
+				continue
 			}
 			l.end(err)
 			return
@@ -414,12 +425,8 @@ func (l *link) read() {
 	}
 }
 
-// endReading finds out whose fault it is that there are no more frames.
+// endReading says why there are no more frames.
 func (l *link) endReading(err error) {
-	if r := refusedInput(err, l.dialled); r != nil {
-		l.refuse(r)
-		return
-	}
 	if errors.Is(err, io.EOF) {
 		l.end(fmt.Errorf("%w: closed by the peer", errBroken))
 		return
@@ -680,7 +687,7 @@ func (l *link) write() {
 		if l.ended() {
 			return
 		}
-		if err := l.write1(f); err != nil {
+		if err := l.sendNow(f); err != nil {
 			// The reader learns the reason by the stream's status, which says more than a failed write does.
 			select {
 			case <-l.done:
@@ -700,7 +707,7 @@ func (l *link) write() {
 	}
 }
 
-func (l *link) write1(f *pb.Frame) error {
+func (l *link) sendNow(f *pb.Frame) error {
 	l.mu.Lock()
 	l.writing = time.Now()
 	l.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 type network struct {
 	mu        sync.Mutex
 	latency   time.Duration
+	vary      func() time.Duration // nil: latency; else that of one direction of a new connection
 	listeners map[string]*memListener
 	conns     map[*memConn]struct{}
 	frozen    map[string]bool
@@ -85,6 +86,9 @@ func (n *network) dialFrom(host string) DialFunc {
 
 func (n *network) pipe(a, b string) (near, far *memConn) {
 	ab, ba := newMemPipe(n), newMemPipe(n)
+	if n.vary != nil {
+		ab.latency, ba.latency = n.vary(), n.vary()
+	}
 	near = &memConn{network: n, local: a, remote: b, in: ba, out: ab}
 	far = &memConn{network: n, local: b, remote: a, in: ab, out: ba}
 	n.mu.Lock()
@@ -179,7 +183,7 @@ const memBuffer = 64 << 10
 
 // memPipe is one direction of a connection.
 type memPipe struct {
-	network *network
+	latency time.Duration
 	mu      sync.Mutex
 	changed chan struct{}
 	chunks  []memChunk
@@ -194,7 +198,9 @@ type memChunk struct {
 	data []byte
 }
 
-func newMemPipe(n *network) *memPipe { return &memPipe{network: n, changed: make(chan struct{})} }
+func newMemPipe(n *network) *memPipe {
+	return &memPipe{latency: n.latency, changed: make(chan struct{})}
+}
 
 func (p *memPipe) touch() {
 	close(p.changed)
@@ -259,9 +265,6 @@ func (p *memPipe) read(b []byte, deadline *memDeadline) (int, error) {
 }
 
 func (p *memPipe) write(b []byte, deadline *memDeadline) (int, error) {
-	p.network.mu.Lock()
-	latency := p.network.latency
-	p.network.mu.Unlock()
 	for {
 		p.mu.Lock()
 		if p.closed {
@@ -269,7 +272,7 @@ func (p *memPipe) write(b []byte, deadline *memDeadline) (int, error) {
 			return 0, io.ErrClosedPipe
 		}
 		if p.size < memBuffer {
-			p.chunks = append(p.chunks, memChunk{at: time.Now().Add(latency), data: append([]byte(nil), b...)})
+			p.chunks = append(p.chunks, memChunk{at: time.Now().Add(p.latency), data: append([]byte(nil), b...)})
 			p.size += len(b)
 			p.touch()
 			p.mu.Unlock()

@@ -170,7 +170,7 @@ func New(o Options) *Mesh {
 // why it cannot go on. It may be called once.
 func (m *Mesh) Run(ctx context.Context) error {
 	if m.o.Security == nil {
-		return errors.New("run mesh: neither certificates nor plaintext was chosen")
+		return fmt.Errorf("run mesh: %w", errNoSecurity)
 	}
 	if _, _, err := splitAddress(m.o.Address); err != nil {
 		return fmt.Errorf("run mesh: own address: %w", err)
@@ -325,6 +325,9 @@ func (m *Mesh) Pull(ctx context.Context, parent catalogue.NodeID, stream adapter
 	if pull.GetGrant() == nil {
 		return Grant{}, fmt.Errorf("pull %s from %s: %w", stream, parent, &RefusedError{Reason: pull.GetRefused()})
 	}
+	if from.address == "" {
+		return Grant{}, fmt.Errorf("pull %s from %s: it has not told the address of its peer port", stream, parent)
+	}
 	u := url.URL{Scheme: m.o.Security.Scheme(), Host: from.address, Path: "/whep/" + string(stream)}
 	return Grant{
 		Token: pull.GetGrant().GetToken(),
@@ -343,7 +346,8 @@ func (m *Mesh) RTT(id catalogue.NodeID) (time.Duration, bool) {
 	return l.roundTrip()
 }
 
-// Address is the host:port of a node's peer port, also while the connection to it is being renewed.
+// Address is the host:port of a node's peer port, also while the connection to it is being renewed: where it was dialled,
+// else the one that it told.
 func (m *Mesh) Address(id catalogue.NodeID) (string, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -351,7 +355,7 @@ func (m *Mesh) Address(id catalogue.NodeID) (string, bool) {
 	if p == nil {
 		return "", false
 	}
-	return p.address, true
+	return p.address, p.address != ""
 }
 
 // PacketAge is how old the last packet of a stream is at its parent, by the parent's last heartbeat; false where it has

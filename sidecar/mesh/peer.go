@@ -35,16 +35,17 @@ var (
 //
 // Two nodes may have several links for a moment. All of them work; one is the primary, chosen so that both ends come to
 // the same choice: of the later incarnation, else dialled by the smaller id, else opened later. The others are closed only
-// by the side that knows that the other side has the primary too, so that there is no moment without a link.
+// by the side that knows that the other side has the primary too, so that there is no moment without a link. Only the
+// primary's holds are believed: what two links bring of the same node may come out of order.
 type peer struct {
 	node    catalogue.Node
 	links   []*link
 	primary *link // nil while there is no link
-	source  *link // whose holds the catalogue was told last; it is heard until the primary's set is complete
 	address string
 	// deadline is when the node is lost, while there is no link.
 	deadline time.Time
 	told     time.Time // when another node told of its death
+	heard    time.Time // when its last link that ended was heard last
 }
 
 // link is the connection by which a node is asked and measured.
@@ -181,15 +182,14 @@ func (m *Mesh) remove(l *link, why error) {
 	if d := l.deadline(); d.After(p.deadline) {
 		p.deadline = d
 	}
-	if p.source == l {
-		p.source = nil
-	}
+	p.heard = l.lastHeard()
+	before := p.primary
 	m.choose(p)
 	m.countPeers()
 	if p.primary != nil {
 		m.log.Debug("peer connection ended, another one goes on", "peer", p.node.ID, "error", why)
-		if p.source == nil && p.primary.complete() {
-			m.tellCatalogue(p, p.primary)
+		if p.primary != before && p.primary.complete() {
+			m.fallBack(p.primary)
 		}
 		return
 	}
@@ -249,16 +249,13 @@ func (m *Mesh) mourn(from *link, o *pb.Obituary) {
 	m.wakeDeadline.raise()
 }
 
-// apply tells the catalogue what a link's full set is now, where that link is the one to be believed.
+// apply tells the catalogue what a link's full set is now, if that link is the one to be believed.
 func (m *Mesh) apply(l *link) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
 	m.mu.Lock()
 	p := m.peers[l.node.ID]
-	believed := p != nil && slices.Contains(p.links, l) && (l == p.primary || l == p.source)
-	if believed && l == p.primary {
-		p.source = l
-	}
+	believed := p != nil && l == p.primary
 	m.mu.Unlock()
 	if !believed {
 		return nil
@@ -266,9 +263,9 @@ func (m *Mesh) apply(l *link) error {
 	return m.o.Catalogue.SetPeer(l.node, l.set())
 }
 
-// tellCatalogue falls back on the set of a link that was not believed before. The caller holds applying and mu.
-func (m *Mesh) tellCatalogue(p *peer, l *link) {
-	p.source = l
+// fallBack believes the set of a link that has become the primary because a better one ended. The caller holds applying
+// and mu.
+func (m *Mesh) fallBack(l *link) {
 	if err := m.o.Catalogue.SetPeer(l.node, l.set()); err != nil {
 		l.log.Warn("holds of a peer not believed", "error", err)
 	}

@@ -55,10 +55,6 @@ func NewPort(o PortOptions) *Port {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Security == nil {
-		// A forgotten setting must not open the port.
-		panic("mesh: NewPort without Security")
-	}
 	return &Port{
 		listener: o.Listener,
 		security: o.Security,
@@ -81,6 +77,10 @@ func (p *Port) HTTP() net.Listener { return p.http }
 // Run accepts connections until ctx ends or the listener breaks, and closes the listener and both its parts. The
 // connections that were handed over belong to those who took them.
 func (p *Port) Run(ctx context.Context) error {
+	if p.security == nil {
+		p.close()
+		return errNoSecurity
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
 	stop := context.AfterFunc(ctx, p.close)
@@ -132,14 +132,19 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 		return
 	}
 	_ = raw.Close()
+	level := slog.LevelWarn
 	switch {
-	case errors.Is(err, io.EOF), ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
+	case errors.Is(err, io.EOF), p.isClosed():
 		// A probe that only looks whether the port is open, or the end of Run.
-		p.log.Debug("peer connection ended in its handshake", "remote", raw.RemoteAddr(), "error", err)
+		level = slog.LevelDebug
+	case errors.Is(err, net.ErrClosed):
+		// Made room for a younger one: a flood is not to flood the log too.
+		level = slog.LevelDebug
+		fallthrough
 	default:
 		p.refused.Inc()
-		p.log.Warn("peer connection refused", "remote", raw.RemoteAddr(), "error", err)
 	}
+	p.log.Log(ctx, level, "peer connection refused", "remote", raw.RemoteAddr(), "error", err)
 }
 
 func (p *Port) handshake(ctx context.Context, raw net.Conn) (net.Conn, *handover, error) {
@@ -200,6 +205,12 @@ func (p *Port) end(conn net.Conn) {
 	if i := slices.Index(p.pending, conn); i >= 0 {
 		p.pending = slices.Delete(p.pending, i, i+1)
 	}
+}
+
+func (p *Port) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
 }
 
 func (p *Port) close() {

@@ -34,6 +34,9 @@ const (
 	alpnHTTP = "http/1.1"
 )
 
+// errNoSecurity keeps a forgotten setting from opening the port to everybody.
+var errNoSecurity = errors.New("neither certificates nor plaintext was chosen")
+
 // DialFunc opens a TCP connection, or what stands for one, to host:port.
 type DialFunc func(ctx context.Context, addr string) (net.Conn, error)
 

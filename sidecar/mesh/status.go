@@ -36,6 +36,7 @@ func (m *Mesh) Peers() []PeerStatus {
 	for _, p := range m.peers {
 		s := PeerStatus{
 			ID: p.node.ID, Incarnation: p.node.Incarnation, Cluster: p.node.Cluster, Address: p.address,
+			LastSeen: p.heard,
 		}
 		if p.primary != nil {
 			s.Connected = true

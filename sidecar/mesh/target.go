@@ -133,7 +133,7 @@ func (m *Mesh) pursue(ctx, links context.Context, t *target) {
 			return
 		}
 		now := time.Now()
-		if now.Sub(began) >= steadyAfter {
+		if now.Sub(began) >= steadyAfter || errors.Is(err, errSelf) || errors.Is(err, errDuplicate) {
 			pauses.Reset()
 		}
 		m.attempted(t, err, now, pauses.NextBackOff())
@@ -243,6 +243,9 @@ func (m *Mesh) introduce(ctx context.Context, conn *grpc.ClientConn, t *target) 
 		return nil, plain(err)
 	}
 	first, err := stream.recv()
+	if r := refusedInput(err, true); r != nil {
+		return nil, m.turnAway(stream, r)
+	}
 	if err != nil {
 		return nil, plain(err)
 	}
@@ -282,8 +285,11 @@ func (m *Mesh) turnAway(stream *dialledStream, r *refusal) error {
 	m.metrics.refused.WithLabelValues(r.reason).Inc()
 	_ = stream.send(refusalFrame(r))
 	_ = stream.CloseSend()
-	_, _ = stream.recv() // until it has been read, or the handshake's bound
-	return r
+	for { // until it has been read, or the handshake's bound
+		if _, err := stream.recv(); err != nil && !isRefusal(err) {
+			return r
+		}
+	}
 }
 
 func (m *Mesh) dialOptions() []grpc.DialOption {

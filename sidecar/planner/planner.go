@@ -271,7 +271,9 @@ func (d Decision) keep(r Relay, why Reason) Decision {
 
 // fromNear takes the stream from a node of the own cluster. Those that have it by way of the senior come first: it will
 // not move, so that several that yield at once cannot wait for each other.
-func (in *Input) fromNear(d Decision, relay Relay, current, runs bool, senior catalogue.NodeID, near, holders []catalogue.Hold) Decision {
+func (in *Input) fromNear(
+	d Decision, relay Relay, current, runs bool, senior catalogue.NodeID, near, holders []catalogue.Hold,
+) Decision {
 	why := WhyNear
 	if current && relay.Outside && relay.Live {
 		why = WhyYield
@@ -295,7 +297,9 @@ func (in *Input) fromNear(d Decision, relay Relay, current, runs bool, senior ca
 }
 
 // claim finds out whether this node may pull for its cluster, and does.
-func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Publication, far, holders []catalogue.Hold) Decision {
+func (in *Input) claim(
+	d Decision, relay Relay, runs bool, best catalogue.Publication, far, holders []catalogue.Hold,
+) Decision {
 	c := in.Claims[d.Stream]
 	if c.Epoch != best.Epoch || !in.Now.Before(c.Until) {
 		c = Claim{}

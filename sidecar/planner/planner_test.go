@@ -443,7 +443,10 @@ func TestSource(t *testing.T) {
 	}{
 		{name: "no source", holds: []string{"5 b1"}, child: "c1", want: adapters.ErrNoStream},
 		{name: "the child is in the path", holds: []string{"5 b1 c1 a1"}, child: "c1", want: planner.ErrRefused},
-		{name: "the publication here is superseded", published: true, holds: []string{"5 b1"}, child: "c1", want: planner.ErrRefused},
+		{
+			name: "the publication here is superseded", published: true, holds: []string{"5 b1"}, child: "c1",
+			want: planner.ErrRefused,
+		},
 		{name: "the relayed one is superseded", holds: []string{"5 b1 a1", "6 c1"}, child: "d1", want: planner.ErrRefused},
 		{name: "published here", published: true, child: "c1"},
 		{name: "carried here", holds: []string{"5 b1 a1"}, child: "c1"},

@@ -43,7 +43,9 @@ func NewClaims() *Claims { return &Claims{leases: map[adapters.StreamID]*lease{}
 
 // Claim answers a node of the own cluster. A grant stands for five seconds and as long as the grantee's hold is seen,
 // and is not lengthened by asking again: where a grantee does not come to hold the stream, another that asks is next.
-func (c *Claims) Claim(now time.Time, s *catalogue.State, from catalogue.NodeID, stream adapters.StreamID, epoch uint64) Claim {
+func (c *Claims) Claim(
+	now time.Time, s *catalogue.State, from catalogue.NodeID, stream adapters.StreamID, epoch uint64,
+) Claim {
 	if !s.Near(from) || stream.Validate() != nil {
 		return Claim{}
 	}
@@ -76,7 +78,8 @@ func (c *Claims) Claim(now time.Time, s *catalogue.State, from catalogue.NodeID,
 		return answer(from, l.holder)
 	}
 	holder := from
-	if l.holder == from && !l.held && l.epoch >= epoch && l.next != "" && now.Sub(l.asked) < leaseTime && s.Near(l.next) {
+	waits := l.next != "" && now.Sub(l.asked) < leaseTime && s.Near(l.next)
+	if waits && l.holder == from && !l.held && l.epoch >= epoch {
 		holder = l.next // from had its chance
 	}
 	*l = lease{epoch: epoch, holder: holder, until: now.Add(leaseTime)}

@@ -566,6 +566,7 @@ func (s *Session) step(name string) {
 func (s *Session) stepLocked(name string) {
 	if !slices.ContainsFunc(s.steps, func(step Step) bool { return step.Name == name }) {
 		s.steps = append(s.steps, Step{Name: name, At: time.Now()})
+		s.logger.Debug("relay step", "step", name)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -366,13 +367,15 @@ func TestSessionStopsAtEachStep(t *testing.T) {
 	} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
-			h := newHop(t, hopOptions{shape: relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true}})
-			for !slices.Contains(h.steps(), step) {
-				select {
-				case err := <-h.result:
-					t.Fatalf("ended: %v", err)
-				case <-time.After(100 * time.Microsecond):
-				}
+			taken := make(chan struct{})
+			h := newHop(t, hopOptions{
+				shape:   relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true},
+				options: func(o *SessionOptions) { o.Logger = slog.New(stepHandler{step, taken}) },
+			})
+			select {
+			case err := <-h.result:
+				t.Fatalf("ended: %v", err)
+			case <-taken:
 			}
 			h.cancel()
 			if err := h.end(); !errors.Is(err, context.Canceled) {
@@ -388,6 +391,27 @@ func TestSessionStopsAtEachStep(t *testing.T) {
 		})
 	}
 }
+
+// stepHandler closes taken when a session logs that it takes the step.
+type stepHandler struct {
+	step  string
+	taken chan struct{}
+}
+
+func (stepHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h stepHandler) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "step" && a.Value.String() == h.step {
+			close(h.taken)
+		}
+		return true
+	})
+	return nil
+}
+
+func (h stepHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h stepHandler) WithGroup(string) slog.Handler      { return h }
 
 // network is a virtual one: the source has one address, the relay and the sink two others.
 type network struct {

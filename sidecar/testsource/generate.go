@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -24,7 +25,8 @@ var picture = strings.Join([]string{
 	fmt.Sprintf("gradients=s=640x360:r=%d:d=%d:seed=7:nb_colors=4:speed=0.012:x0=60:y0=40:x1=600:y1=330"+
 		":c0=0x101a26:c1=0x2c4a63:c2=0x131f2d:c3=0x3a2f55", rate, seconds),
 	"format=yuv420p",
-	bar(0, "white"), bar(1, "yellow"), bar(2, "cyan"), bar(3, "lime"), bar(4, "magenta"), bar(5, "red"), bar(6, "blue"), bar(7, "gray"),
+	bar(0, "white"), bar(1, "yellow"), bar(2, "cyan"), bar(3, "lime"),
+	bar(4, "magenta"), bar(5, "red"), bar(6, "blue"), bar(7, "gray"),
 	"drawbox=x=0:y=286:w=640:h=26:color=0x0d141c:t=fill",
 	text("●", "DejaVu Sans", 40, "mod(n\\,150)*640/150-16", "278", "0x5bd0ff"),
 	"drawbox=x=20:y=262:w=600:h=4:color=0x2b3a4b:t=fill",
@@ -52,26 +54,25 @@ func main() {
 	verbose := flag.Bool("v", false, "show what ffmpeg says")
 	flag.Parse()
 
-	common := []string{"-bitexact", "-threads", "1", "-g", fmt.Sprint(keyFrames), "-keyint_min", fmt.Sprint(keyFrames)}
-	commands := [][]string{
-		append([]string{
+	keyed := []string{"-bitexact", "-threads", "1", "-g", fmt.Sprint(keyFrames), "-keyint_min", fmt.Sprint(keyFrames)}
+	for _, clip := range [][]string{
+		slices.Concat([]string{
 			"-f", "lavfi", "-i", picture, "-c:v", "libx264", "-profile:v", "baseline", "-level", "3.1", "-preset", "veryslow",
 			"-tune", "animation", "-bf", "0", "-b:v", "600k", "-maxrate", "700k", "-bufsize", "500k",
 			"-x264-params", "scenecut=0:open-gop=0:repeat-headers=1:aud=0:rc-lookahead=30:sync-lookahead=0",
-			"-bsf:v", "filter_units=remove_types=6", "-f", "h264", "clip.h264",
-		}, common...),
-		append([]string{
+			"-bsf:v", "filter_units=remove_types=6", "-f", "h264",
+		}, keyed, []string{"clip.h264"}),
+		slices.Concat([]string{
 			"-f", "lavfi", "-i", picture, "-c:v", "libvpx", "-b:v", "600k", "-maxrate", "700k", "-bufsize", "500k",
 			"-quality", "good", "-cpu-used", "0", "-auto-alt-ref", "0", "-lag-in-frames", "0", "-error-resilient", "1",
-			"-f", "ivf", "clip.ivf",
-		}, common...),
+			"-f", "ivf",
+		}, keyed, []string{"clip.ivf"}),
 		{
 			"-f", "lavfi", "-i", sound, "-c:a", "libopus", "-b:a", "48k", "-vbr", "on", "-frame_duration", "20",
 			"-application", "audio", "-frames:a", fmt.Sprint(seconds * 50), "-bitexact", "-f", "ogg", "clip.opus",
 		},
-	}
-	for _, args := range commands {
-		cmd := exec.Command("ffmpeg", append([]string{"-hide_banner", "-nostdin", "-y"}, ordered(args)...)...)
+	} {
+		cmd := exec.Command("ffmpeg", append([]string{"-hide_banner", "-nostdin", "-y"}, clip...)...)
 		out, err := cmd.CombinedOutput()
 		if err != nil || *verbose {
 			fmt.Fprintf(os.Stderr, "%s\n%s", cmd, out)
@@ -81,14 +82,4 @@ func main() {
 			os.Exit(1)
 		}
 	}
-}
-
-// ordered puts the output file last.
-func ordered(args []string) []string {
-	for i, a := range args {
-		if strings.HasPrefix(a, "clip.") {
-			return append(append(append([]string{}, args[:i]...), args[i+1:]...), a)
-		}
-	}
-	return args
 }

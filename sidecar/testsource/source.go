@@ -164,7 +164,9 @@ func addLane(pc *webrtc.PeerConnection, codec webrtc.RTPCodecCapability, id stri
 	if err != nil {
 		return nil, fmt.Errorf("add %s: %w", id, err)
 	}
-	transceiver, err := pc.AddTransceiverFromTrack(track, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
+	transceiver, err := pc.AddTransceiverFromTrack(track, webrtc.RTPTransceiverInit{
+		Direction: webrtc.RTPTransceiverDirectionSendonly,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("add %s: %w", id, err)
 	}

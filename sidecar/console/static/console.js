@@ -116,13 +116,18 @@ class Session {
     deleted.catch(() => {}).finally(() => this.pc.close());
   }
 
-  /** Resolves when the connection has failed. */
+  /** Resolves when the connection has ended: by the server's goodbye, or by a silence of some seconds. */
   failed(signal) {
     return new Promise((resolve, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason));
       this.pc.addEventListener("connectionstatechange", () => {
         if (this.pc.connectionState === "failed") resolve();
+        if (this.pc.connectionState === "disconnected") {
+          setTimeout(() => { if (this.pc.connectionState !== "connected") resolve(); }, 4000);
+        }
       });
+      const dtls = this.pc.getSenders()[0]?.transport ?? this.pc.getReceivers()[0]?.transport;
+      dtls?.addEventListener("statechange", () => { if (dtls.state === "closed") resolve(); });
     });
   }
 }
@@ -247,6 +252,7 @@ class Tab {
       }
       this.session?.close();
       this.session = null;
+      show(this.figures, {});
       this.say("trouble", `${words} Trying again in ${wait} second${wait === 1 ? "" : "s"}.`);
       await pause(wait, signal);
     }
@@ -289,6 +295,10 @@ function bitrate(now, before, field) {
   }
   if (!before) return undefined;
   return `${number(bits / (now.time - before.time))} kbit/s`; // bits per millisecond
+}
+
+function packetsLost(found) {
+  return (found["inbound-rtp video"]?.packetsLost ?? 0) + (found["inbound-rtp audio"]?.packetsLost ?? 0);
 }
 
 /** Shows figures; one is [text, warning] where it may call for attention. */
@@ -347,7 +357,8 @@ const watch = new Tab("watch", async (tab, stream, token, signal) => {
       const video = now["inbound-rtp video"] ?? {};
       const audio = now["inbound-rtp audio"] ?? {};
       const buffer = video.jitterBufferEmittedCount ? video.jitterBufferDelay / video.jitterBufferEmittedCount : undefined;
-      const lost = (video.packetsLost ?? 0) + (audio.packetsLost ?? 0);
+      const lost = packetsLost(now);
+      const worse = before && video.freezeCount > (before["inbound-rtp video"]?.freezeCount ?? 0);
       window.sidestream.stats = {
         stream, region: config.region, state: session.pc.connectionState, firstFrameMs: firstFrame,
         roundTripMs: now.pair?.currentRoundTripTime * 1000, framesDecoded: video.framesDecoded, framesPerSecond: video.framesPerSecond,
@@ -364,10 +375,10 @@ const watch = new Tab("watch", async (tab, stream, token, signal) => {
         "Frame rate": video.framesPerSecond === undefined ? undefined : `${number(video.framesPerSecond)} per second`,
         "Frames decoded": video.framesDecoded === undefined ? undefined : number(video.framesDecoded),
         "Freezes": video.freezeCount === undefined ? undefined
-          : [`${number(video.freezeCount)} · ${number(video.totalFreezesDuration ?? 0, 1)} s`, video.freezeCount > (before?.["inbound-rtp video"]?.freezeCount ?? 0)],
+          : [`${number(video.freezeCount)} · ${number(video.totalFreezesDuration ?? 0, 1)} s`, worse],
         "Jitter": milliseconds(video.jitter),
         "Jitter buffer": milliseconds(buffer),
-        "Packets lost": [number(lost), lost > 0],
+        "Packets lost": [number(lost), before && lost > packetsLost(before)],
         "Packets asked for again": video.nackCount === undefined ? undefined : number(video.nackCount),
         "Key frames asked for": video.pliCount === undefined ? undefined : number(video.pliCount),
         "Codecs": [now["video codec"], now["audio codec"]].filter(Boolean).join(", ") || undefined,
@@ -427,7 +438,9 @@ function pattern(signal) {
 }
 
 async function camera() {
-  if (!navigator.mediaDevices) throw new Error("Browsers give the camera to secure pages only: open this page by https or at localhost.");
+  if (!navigator.mediaDevices) {
+    throw new Error("Browsers give the camera to secure pages only: open this page by https or at localhost.");
+  }
   try {
     return await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: { ideal: 1280 }, height: { ideal: 720 } } });
   } catch (e) {

@@ -6,6 +6,7 @@ package relaytest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pion/ice/v4"
 	"github.com/pion/interceptor"
@@ -21,6 +23,7 @@ import (
 	"github.com/pion/webrtc/v4"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
 // server is the signalling that Source and Sink share: POST /{stream}, DELETE /session/{id}.
@@ -53,10 +56,16 @@ type peer struct {
 	group  sync.WaitGroup
 }
 
-func newPeer(pc *webrtc.PeerConnection) *peer {
+// bare is a peer whose connection somebody else watches.
+func bare(pc *webrtc.PeerConnection) *peer {
 	p := &peer{pc: pc, connected: make(chan struct{}), ended: make(chan struct{})}
 	p.connect = sync.OnceFunc(func() { close(p.connected) })
 	p.end = sync.OnceFunc(func() { close(p.ended) })
+	return p
+}
+
+func newPeer(pc *webrtc.PeerConnection) *peer {
+	p := bare(pc)
 	pc.OnConnectionStateChange(func(state webrtc.PeerConnectionState) {
 		switch state {
 		case webrtc.PeerConnectionStateConnected:
@@ -66,6 +75,22 @@ func newPeer(pc *webrtc.PeerConnection) *peer {
 		}
 	})
 	return p
+}
+
+// use runs a peer over a client's session until ctx ends or the connection does, and closes that.
+func (p *peer) use(ctx context.Context, session *whip.Session, begin func()) error {
+	begin()
+	err := session.Connected(ctx)
+	if err == nil {
+		p.connect()
+		err = session.Wait(ctx)
+	}
+	p.end()
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	err = errors.Join(err, session.Close(bounded))
+	p.run()
+	return err
 }
 
 // run waits for the end and for what was begun by do. Pion may still call back when it has closed.

@@ -13,6 +13,9 @@ import (
 	"github.com/pion/rtp"
 	"github.com/pion/transport/v4"
 	"github.com/pion/webrtc/v4"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
 // Sink takes publications and counts what comes.
@@ -25,6 +28,8 @@ type Sink struct {
 	latencies  []time.Duration // nil: not measured
 	measured   bool
 	asking     bool
+	packets    uint64
+	bytes      uint64
 }
 
 // Reception is what a Sink has received of one stream, over all its sessions.
@@ -36,8 +41,8 @@ type Reception struct {
 	// First is the frame that the first complete one is, as the source counts, and FirstKey whether it is a key frame.
 	First    uint32
 	FirstKey bool
-	// FirstFrame is when that was complete.
-	FirstFrame time.Time
+	// FirstFrame is when that was complete, FirstKeyFrame when the first key frame was.
+	FirstFrame, FirstKeyFrame time.Time
 	// Late are frames of which packets are missing while more than a second of later ones has come.
 	Late int
 	// Skew is how far audio is behind video by the sender reports received; Reports counts these.
@@ -130,6 +135,37 @@ func (s *Sink) AwaitReception(ctx context.Context, name string, condition func(R
 			return r, ctx.Err()
 		}
 	}
+}
+
+// Totals counts the RTP packets of all streams, and their bytes with RTP headers.
+func (s *Sink) Totals() (packets, bytes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.packets, s.bytes
+}
+
+// Play takes a stream from a WHEP server, counting it under the name, until ctx ends or the connection does.
+func (s *Sink) Play(ctx context.Context, name string, from adapters.Endpoint) error {
+	var p *peer
+	client := &whip.Client{NewPeerConnection: s.api.NewPeerConnection}
+	session, err := client.Play(ctx, from, func(pc *webrtc.PeerConnection) error {
+		p = bare(pc)
+		for _, kind := range []webrtc.RTPCodecType{webrtc.RTPCodecTypeVideo, webrtc.RTPCodecTypeAudio} {
+			_, err := pc.AddTransceiverFromKind(kind, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionRecvonly})
+			if err != nil {
+				return err
+			}
+		}
+		return s.accept(name, p)
+	})
+	if err != nil {
+		if p != nil { // accept has begun to wait for the end
+			p.end()
+			p.run()
+		}
+		return err
+	}
+	return p.use(ctx, session, func() {})
 }
 
 // Measure begins to collect how long each packet was on its way, from the source's send call to here.
@@ -237,6 +273,8 @@ func (s *Sink) read(r *reception, t *webrtc.TrackRemote) {
 			continue
 		}
 		s.mu.Lock()
+		s.packets++
+		s.bytes += uint64(n)
 		sent := time.Unix(0, stamp.sent)
 		if s.measured {
 			s.latencies = append(s.latencies, now.Sub(sent))
@@ -290,6 +328,9 @@ func (r *reception) take(p stamp, now time.Time) {
 	}
 	r.Frames++
 	if p.key {
+		if r.KeyFrames == 0 {
+			r.FirstKeyFrame = now
+		}
 		r.KeyFrames++
 	}
 }

@@ -1,6 +1,7 @@
 package relaytest
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,9 @@ import (
 	"github.com/pion/rtp"
 	"github.com/pion/transport/v4"
 	"github.com/pion/webrtc/v4"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
 // Shape is what a Source plays.
@@ -76,6 +80,7 @@ type Source struct {
 	shape    Shape
 	muted    atomic.Pointer[func(name string) bool]
 	requests atomic.Int64
+	sent     atomic.Uint64
 	sessions atomic.Int64
 }
 
@@ -99,10 +104,36 @@ func (s *Source) Hook(hook func(r *http.Request) error) { s.hook = hook }
 // with a key frame.
 func (s *Source) Mute(names func(name string) bool) { s.muted.Store(&names) }
 
+// Sent counts the packets sent, on all sessions.
+func (s *Source) Sent() uint64 { return s.sent.Load() }
+
 // KeyFrameRequests counts those received.
 func (s *Source) KeyFrameRequests() int { return int(s.requests.Load()) }
 
+// Publish sends the stream to a WHIP server until ctx ends or the connection does.
+func (s *Source) Publish(ctx context.Context, name string, to adapters.Endpoint) error {
+	var p *play
+	client := &whip.Client{NewPeerConnection: s.api.NewPeerConnection}
+	session, err := client.Publish(ctx, to, func(pc *webrtc.PeerConnection) (err error) {
+		p, err = s.newPlay(name, bare(pc))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return p.use(ctx, session, p.begin)
+}
+
 func (s *Source) accept(name string, peer *peer) error {
+	p, err := s.newPlay(name, peer)
+	if err != nil {
+		return err
+	}
+	p.begin()
+	return nil
+}
+
+func (s *Source) newPlay(name string, peer *peer) (*play, error) {
 	p := &play{source: s, name: name, peer: peer, shape: s.shape, offset: s.sessions.Add(1)}
 	pc := peer.pc
 	add := func(codec webrtc.RTPCodecCapability) (*output, error) {
@@ -132,22 +163,25 @@ func (s *Source) accept(name string, peer *peer) error {
 	var err error
 	if s.shape.Video != "" {
 		if p.video, err = add(videoCodec(s.shape.Video)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if s.shape.Audio {
 		p.audio, err = add(webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus, ClockRate: 48000, Channels: 2})
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
+	return p, nil
+}
+
+func (p *play) begin() {
 	for _, o := range []*output{p.video, p.audio} {
 		if o != nil {
-			peer.do(func() { p.readRTCP(o) })
+			p.do(func() { p.readRTCP(o) })
 		}
 	}
-	peer.do(p.send)
-	return nil
+	p.do(p.send)
 }
 
 func videoCodec(mime string) webrtc.RTPCodecCapability {
@@ -158,7 +192,7 @@ func videoCodec(mime string) webrtc.RTPCodecCapability {
 	return c
 }
 
-// play is one viewer's session.
+// play is one session, of a viewer or of a publication.
 type play struct {
 	*peer
 	source       *Source
@@ -365,6 +399,7 @@ func (p *play) write(o *output, at time.Duration, marker bool, payload []byte) {
 		},
 		Payload: payload,
 	})
+	p.source.sent.Add(1)
 	o.sequence++
 	o.packets++
 	o.octets += uint32(len(payload))
