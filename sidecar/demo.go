@@ -216,7 +216,7 @@ func (d *demo) build(dir string) error {
 		}
 		d.places = append(d.places, p)
 	}
-	var addresses []netip.AddrPort
+	var addresses []string
 	for i, p := range d.places {
 		port := 0
 		if d.port != 0 {
@@ -226,7 +226,7 @@ func (d *demo) build(dir string) error {
 			return err
 		}
 		address := p.node.listeners.peer.Addr().(*net.TCPAddr).AddrPort()
-		addresses = append(addresses, address)
+		addresses = append(addresses, address.String())
 		d.peerOf[address.Port()] = p
 	}
 	for _, p := range d.places {

@@ -27,8 +27,12 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
+	"github.com/sidestream-dev/sidestream/sidecar/planner"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
+
+// sweepTime bounds the deletion of what was left behind.
+const sweepTime = 5 * time.Second
 
 // surroundings is the world around a node, where it is not the machine's own: the demo puts distance there.
 type surroundings struct {
@@ -257,8 +261,31 @@ func (n *node) close() {
 	}
 }
 
+// sweep deletes the WHIP sessions that relays of the process before left behind at the media server. What cannot be
+// deleted ends by itself, when the server notices that nothing comes any more.
+func (n *node) sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
+	for _, left := range n.known.Left() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodDelete, left.Location, http.NoBody)
+		if err != nil {
+			n.logger.Warn("session left behind has no address", "stream", left.Stream, "error", err)
+			continue
+		}
+		req.Header = n.adapter.Ingest(left.Stream).Header.Clone()
+		resp, err := n.local.Do(req)
+		if err != nil {
+			n.logger.Warn("session left behind is not deleted", "stream", left.Stream, "error", err)
+			continue
+		}
+		_ = resp.Body.Close()
+		n.logger.Info("deleted a session that was left behind", "stream", left.Stream, "status", resp.StatusCode)
+	}
+}
+
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
+	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, n.report)
 		if ctx.Err() != nil {
@@ -342,11 +369,7 @@ func related(s *catalogue.State) []catalogue.NodeID {
 
 // discover tells the mesh where peers are.
 func (n *node) discover(ctx context.Context) error {
-	addresses := make([]string, 0, len(n.settings.Peer.Static))
-	for _, a := range n.settings.Peer.Static {
-		addresses = append(addresses, a.String())
-	}
-	source, err := discovery.NewStatic(addresses, n.logger)
+	source, err := discovery.NewStatic(n.settings.Peer.Static, n.logger)
 	if err != nil {
 		return err
 	}
@@ -400,7 +423,7 @@ func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
 		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
-		Peers: n.mesh.Peers(), Relays: n.relays.Status(), Streams: []streamStatus{},
+		Peers: append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}
 	for _, id := range known.Streams() {
 		winner, ok := known.Winner(id)
@@ -445,12 +468,9 @@ func (a answers) Claim(from catalogue.NodeID, id adapters.StreamID, epoch uint64
 // Grant lets a child pull what is held here, unless it would be pulling from itself.
 func (a answers) Grant(child catalogue.NodeID, id adapters.StreamID) (mesh.Grant, error) {
 	known, _ := a.node.known.Snapshot()
-	own, ok := known.Own(id)
-	switch {
-	case !ok:
-		return mesh.Grant{}, &mesh.RefusedError{Reason: "this node has no source for the stream"}
-	case own.Through(child):
-		return mesh.Grant{}, &mesh.RefusedError{Reason: "the stream comes to this node through the one that asks"}
+	own, err := planner.Source(known, child, id)
+	if err != nil {
+		return mesh.Grant{}, &mesh.RefusedError{Reason: err.Error()}
 	}
 	return mesh.Grant{Token: a.node.tokens.Issue(string(child), id), Path: own.Path, Epoch: own.Epoch}, nil
 }

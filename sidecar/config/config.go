@@ -76,9 +76,10 @@ type Peer struct {
 	Listen string `env:"LISTEN" envDefault:":18443"`
 	// AdvertisedHost is the address or name at which peers reach this port. Empty: the pod's IP.
 	AdvertisedHost string `env:"ADVERTISED_HOST"`
-	// Static lists peers' addresses, for use without Kubernetes. The own one may be among them.
-	Static   []netip.AddrPort `env:"STATIC"`
-	Security Security         `env:"SECURITY" envDefault:"tls"`
+	// Static lists peers, host:port, for use without Kubernetes. Names are looked up again from time to time. The own
+	// address may be among them.
+	Static   []string `env:"STATIC"`
+	Security Security `env:"SECURITY" envDefault:"tls"`
 	// TLSDir holds tls.crt, tls.key and ca.crt, as a mounted Secret does.
 	TLSDir string `env:"TLS_DIR" envDefault:"/etc/sidestream/peer-tls"`
 }
@@ -89,8 +90,6 @@ type Relay struct {
 	Pins []string `env:"PINS"`
 	// Linger is how long a relay goes on after its last viewer.
 	Linger time.Duration `env:"LINGER" envDefault:"15s"`
-	// Missing is how long a name that nobody holds is remembered as missing.
-	Missing time.Duration `env:"MISSING" envDefault:"1s"`
 	// FanOut bounds how many children pull one stream from this node.
 	FanOut int `env:"FAN_OUT" envDefault:"8"`
 }
@@ -331,8 +330,6 @@ func (f field) hint() string {
 		return "an IP address such as 10.0.0.7"
 	case []netip.Addr:
 		return "IP addresses with commas between them"
-	case []netip.AddrPort:
-		return "IP addresses with ports such as 10.0.0.7:18443, commas between them"
 	case []netip.Prefix:
 		return "address ranges such as 10.0.0.0/8, commas between them"
 	case *url.URL:

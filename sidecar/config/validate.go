@@ -56,8 +56,10 @@ func (c Config) Validate() error {
 		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
 	}
 	for _, a := range c.Peer.Static {
-		if a.Port() == 0 || a.Addr().IsUnspecified() {
-			f.add("SIDESTREAM_PEER_STATIC holds %s, which nobody can dial: give address and port of a peer", a)
+		host, port, err := net.SplitHostPort(a)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		if ip := net.ParseIP(host); err != nil || portErr != nil || number == 0 || !hostName(host) || ip != nil && ip.IsUnspecified() {
+			f.add("SIDESTREAM_PEER_STATIC holds %q, which nobody can dial: give host and port of a peer, such as 10.0.0.7:18443", a)
 		}
 	}
 	switch c.Peer.Security {
@@ -77,7 +79,6 @@ func (c Config) Validate() error {
 		}
 	}
 	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 0, time.Hour)
-	f.duration("SIDESTREAM_RELAY_MISSING", c.Relay.Missing, 0, time.Minute)
 	if c.Relay.FanOut < 1 || c.Relay.FanOut > 1000 {
 		f.add("SIDESTREAM_RELAY_FAN_OUT is %d: allow between 1 and 1000 children per stream", c.Relay.FanOut)
 	}

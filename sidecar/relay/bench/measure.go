@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	settle = 400 * time.Millisecond // from a relay's turn to the measuring
+	settle = 300 * time.Millisecond // from a relay's turn to the measuring
 	rounds = 8
+	rest   = 1100 * time.Millisecond // from one start to the next: key frames are asked for once a second
 )
 
 var shape = relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true, Exact: true}
@@ -250,8 +251,7 @@ func measureStarts(ctx context.Context, n int) (cold, warm Starts, err error) {
 				return err
 			}
 			colds, warms = append(colds, c), append(warms, w)
-			// So that starts fall on all phases of the group of pictures.
-			if err := pause(ctx, time.Duration(i%10)*100*time.Millisecond); err != nil {
+			if err := pause(ctx, rest+phase(i)); err != nil {
 				return err
 			}
 		}
@@ -264,6 +264,9 @@ func measureStarts(ctx context.Context, n int) (cold, warm Starts, err error) {
 	}
 	return cold, warm, nil
 }
+
+// phase spreads starts over the group of pictures.
+func phase(i int) time.Duration { return time.Duration(i*7%10) * 100 * time.Millisecond }
 
 // startServer runs a built-in SFU on loopback.
 func startServer(ctx context.Context, group *errgroup.Group) (*pionsfu.Adapter, error) {
@@ -304,6 +307,9 @@ func startOnce(ctx context.Context, sink *relaytest.Sink, origin, edge *pionsfu.
 		}
 		var err error
 		if cold, err = playOnce(inner, sink, edge.Egress("demo"), fmt.Sprintf("cold%d", i), began); err != nil {
+			return err
+		}
+		if err := pause(inner, rest+phase(i)); err != nil {
 			return err
 		}
 		if warm, err = playOnce(inner, sink, edge.Egress("demo"), fmt.Sprintf("warm%d", i), time.Now()); err != nil {
