@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+)
+
+func TestStateSurvives(t *testing.T) {
+	f := stateFile{name: filepath.Join(t.TempDir(), "deep", "state.json"), logger: slog.New(slog.DiscardHandler)}
+	first := f.open("")
+	if first.Node == "" || first.Incarnation != 1 {
+		t.Fatalf("a new node is %+v", first)
+	}
+	known := catalogue.New(catalogue.Node{ID: first.Node, Incarnation: 1, Cluster: "germany"})
+	for range 2 { // the first report's publications have no known age
+		if err := known.SetLocal([]adapters.Stream{{ID: "demo", Session: "s1"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := known.SetLocal([]adapters.Stream{{ID: "demo", Session: "s2"}}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = f.follow(ctx, first, known) // writes once and ends
+
+	again := f.open("")
+	if again.Node != first.Node || again.Incarnation != 2 {
+		t.Errorf("after a restart the node is %+v", again)
+	}
+	if d := cmp.Diff(known.Record(), again.Record); d != "" {
+		t.Errorf("record (-kept +read)\n%s", d)
+	}
+	if again.Record.Clock == 0 {
+		t.Error("the clock was not kept")
+	}
+	if other := f.open("another"); other.Incarnation != 1 || other.Record.Clock != 0 {
+		t.Errorf("another node took over the state: %+v", other)
+	}
+}
+
+func TestStateOfAnotherKind(t *testing.T) {
+	for name, content := range map[string]string{"empty": "", "cut off": `{"node":"x"`, "another type": `[1]`} {
+		t.Run(name, func(t *testing.T) {
+			var log strings.Builder
+			f := stateFile{name: filepath.Join(t.TempDir(), "state.json"), logger: slog.New(slog.NewTextHandler(&log, nil))}
+			if err := os.WriteFile(f.name, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if s := f.open("pod-1"); s.Node != "pod-1" || s.Incarnation != 1 {
+				t.Errorf("state %+v", s)
+			}
+			if !strings.Contains(log.String(), "going on without a memory") {
+				t.Errorf("nothing was said: %q", log.String())
+			}
+		})
+	}
+}
+
+func TestLongFlags(t *testing.T) {
+	got := longFlags([]string{"demo", "-loss", "1", "--port", "-1", "-h", "-json", "-"})
+	if d := cmp.Diff([]string{"demo", "--loss", "1", "--port", "-1", "-h", "--json", "-"}, got); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
