@@ -35,7 +35,7 @@ func browse(t *testing.T) context.Context {
 		chromedp.Flag("use-fake-ui-for-media-stream", true),
 		chromedp.Flag("autoplay-policy", "no-user-gesture-required"),
 		chromedp.Flag("allow-loopback-in-peer-connection", true), // as on a machine without a network
-		chromedp.Flag("mute-audio", false), // what is muted is not decoded
+		chromedp.Flag("mute-audio", false),                       // what is muted is not decoded
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true),

@@ -61,7 +61,10 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	if err := RegisterCodecs(engine); err != nil {
 		return nil, err
 	}
-	s := c.transport.settings()
+	s, err := c.transport.settings()
+	if err != nil {
+		return nil, err
+	}
 	s.BufferFactory = c.tapFor
 	pc, err := newPeerConnection(config, s, engine, &interceptor.Registry{})
 	if err != nil {

@@ -5,6 +5,7 @@
 package media
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -43,7 +44,7 @@ type Transport struct {
 }
 
 // settings applies the transport, and what every connection of ours wants, to a new engine.
-func (t Transport) settings() webrtc.SettingEngine {
+func (t Transport) settings() (webrtc.SettingEngine, error) {
 	var s webrtc.SettingEngine
 	s.SetSRTPReplayProtectionWindow(replayWindow)
 	s.SetSRTPProtectionProfiles(dtls.SRTP_AEAD_AES_128_GCM, dtls.SRTP_AEAD_AES_256_GCM, dtls.SRTP_AES128_CM_HMAC_SHA1_80)
@@ -62,9 +63,14 @@ func (t Transport) settings() webrtc.SettingEngine {
 		s.SetNet(t.Net)
 	}
 	if len(t.AdvertisedIPs) > 0 {
-		s.SetNAT1To1IPs(t.AdvertisedIPs, webrtc.ICECandidateTypeHost)
+		rule := webrtc.ICEAddressRewriteRule{
+			External: t.AdvertisedIPs, AsCandidateType: webrtc.ICECandidateTypeHost, Mode: webrtc.ICEAddressRewriteReplace,
+		}
+		if err := s.SetICEAddressRewriteRules(rule); err != nil {
+			return s, fmt.Errorf("advertise %s: %w", t.AdvertisedIPs, err)
+		}
 	}
-	return s
+	return s, nil
 }
 
 // NewPeerConnection makes a connection whose media is read and written by pion's own tracks and interceptors, for
@@ -78,7 +84,11 @@ func (t Transport) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerC
 	if err := webrtc.RegisterDefaultInterceptors(engine, registry); err != nil {
 		return nil, err
 	}
-	return newPeerConnection(config, t.settings(), engine, registry)
+	settings, err := t.settings()
+	if err != nil {
+		return nil, err
+	}
+	return newPeerConnection(config, settings, engine, registry)
 }
 
 func newPeerConnection(config webrtc.Configuration, s webrtc.SettingEngine, engine *webrtc.MediaEngine, registry *interceptor.Registry) (*webrtc.PeerConnection, error) {

@@ -113,7 +113,6 @@ func TestPacketConnDistances(t *testing.T) {
 		far := NewLink(2, Params{Delay: 100 * time.Millisecond})
 		c := n.PacketConn(s[0], byPort(map[uint16]Link{2: near, 3: far}))
 		defer c.Close()
-		start := time.Now()
 
 		// Out: the remotes read their sockets.
 		for i, want := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, 0} {
@@ -133,7 +132,7 @@ func TestPacketConnDistances(t *testing.T) {
 		}
 
 		// In: all three are sent at once, and arrive by their distance.
-		start = time.Now()
+		start := time.Now()
 		for i, remote := range s[1:] {
 			if _, err := remote.WriteTo(fmt.Appendf(nil, "pong %d", i), c.LocalAddr()); err != nil {
 				t.Fatal(err)

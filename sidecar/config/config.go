@@ -263,6 +263,16 @@ func (c Config) Env() []Var {
 	return vars
 }
 
+// Settings are all variables with their defaults, in the order of the struct.
+func Settings() []Var {
+	plain := Default()
+	var vars []Var
+	for _, f := range fields(reflect.ValueOf(&plain).Elem(), Prefix) {
+		vars = append(vars, Var{Name: f.name, Value: f.text(), Secret: f.secret()})
+	}
+	return vars
+}
+
 // Environ is Env in the form of os.Environ.
 func (c Config) Environ() []string {
 	var out []string

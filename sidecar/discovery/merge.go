@@ -96,9 +96,5 @@ func unite(sets [][]Peer) []Peer {
 			byAddr[p.Addr] = p
 		}
 	}
-	peers := make([]Peer, 0, len(byAddr))
-	for _, p := range slices.SortedFunc(maps.Values(byAddr), func(a, b Peer) int { return a.Addr.Compare(b.Addr) }) {
-		peers = append(peers, p)
-	}
-	return peers
+	return slices.SortedFunc(maps.Values(byAddr), func(a, b Peer) int { return a.Addr.Compare(b.Addr) })
 }

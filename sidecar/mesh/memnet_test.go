@@ -16,7 +16,7 @@ import (
 type network struct {
 	mu        sync.Mutex
 	latency   time.Duration
-	vary      func() time.Duration // nil: latency; else that of one direction of a new connection
+	vary      func() time.Duration // nil: latency; else that of one direction of a new connection. Called under mu
 	listeners map[string]*memListener
 	conns     map[*memConn]struct{}
 	frozen    map[string]bool
@@ -86,13 +86,13 @@ func (n *network) dialFrom(host string) DialFunc {
 
 func (n *network) pipe(a, b string) (near, far *memConn) {
 	ab, ba := newMemPipe(n), newMemPipe(n)
-	if n.vary != nil {
-		ab.latency, ba.latency = n.vary(), n.vary()
-	}
 	near = &memConn{network: n, local: a, remote: b, in: ba, out: ab}
 	far = &memConn{network: n, local: b, remote: a, in: ab, out: ba}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.vary != nil {
+		ab.latency, ba.latency = n.vary(), n.vary()
+	}
 	n.conns[near], n.conns[far] = struct{}{}, struct{}{}
 	return near, far
 }

@@ -92,17 +92,16 @@ func TestOneLinkPerPair(t *testing.T) {
 	for seed := range uint64(150) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				random := rand.New(rand.NewPCG(seed, 0))
-				upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
+				random, latencies := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 				net := newNetwork(10 * time.Millisecond)
-				net.vary = func() time.Duration { return upTo(150 * time.Millisecond) }
+				net.vary = func() time.Duration { return time.Duration(latencies.IntN(150)) * time.Millisecond }
 				a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"})
 				first, second := a, b
 				if seed%2 == 1 {
 					first, second = b, a
 				}
 				first.SetPeers(at(addrA, addrB))
-				time.Sleep(upTo(400 * time.Millisecond))
+				time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond)
 				second.SetPeers(at(addrA, addrB))
 				// Meanwhile something changes all the time, and then stays: what was last must be known, whichever link it took.
 				until := uint64(20 + random.IntN(600))

@@ -304,7 +304,6 @@ func (m *Mesh) dialOptions() []grpc.DialOption {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		// A link says little: the default buffers are most of what it would cost.
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithReadBufferSize(bufferSize),
 		grpc.WithWriteBufferSize(bufferSize),
 		grpc.WithChainStreamInterceptor(m.clientInterceptors()...),

@@ -31,24 +31,28 @@ const (
 // that the picture does not have to wait for the next one.
 type lane struct {
 	kind    webrtc.RTPCodecType
-	history *media.History            // of what came in; answers the local server's NACKs too
-	report  func(step string)         // records a step
-	fail    func(err error)           // ends the session
-	out     *media.Sender             // set before open
-	codec   webrtc.RTPCodecParameters // what is published, fixed before out is made
+	history *media.History    // of what came in; answers the local server's NACKs too
+	report  func(step string) // records a step
+	fail    func(err error)   // ends the session
 
-	track       atomic.Pointer[media.Track]
-	payloadType atomic.Uint32
+	// What is published; fixed before out is made, which is before the lane opens.
+	codec      webrtc.RTPCodecParameters
+	extensions map[uint8]string
+	out        *media.Sender
+
+	track       atomic.Pointer[media.Track] // nil: not come yet
+	payloadType atomic.Uint32               // of the track's packets
 
 	through atomic.Bool   // packets go straight on
 	started chan struct{} // closed with the first packet sent on
 
-	mu                           sync.Mutex
-	opened                       bool
-	flowing                      bool   // at is set
-	at                           uint64 // position in the history of the next packet to send
-	heard                        media.SenderReport
-	hasReport, hasKeyFrame, seen bool
+	mu      sync.Mutex // guards what follows, and the way to through
+	opened  bool
+	flowing bool   // at is set
+	at      uint64 // position in the history of the next packet to send
+	heard   *media.SenderReport
+
+	seenPacket, seenKeyFrame bool
 }
 
 func newLane(kind webrtc.RTPCodecType, report func(string), fail func(error)) *lane {
@@ -67,7 +71,7 @@ func (l *lane) attach(t *media.Track) error {
 	if l.codec.MimeType != "" && !sameCodec(l.codec.RTPCodecCapability, codec.RTPCodecCapability) {
 		return fmt.Errorf("its answer promised %s and it sends %s", l.codec.MimeType, codec.MimeType)
 	}
-	l.codec = codec
+	l.codec, l.extensions = codec, t.Extensions()
 	l.payloadType.Store(uint32(codec.PayloadType))
 	l.track.Store(t)
 	return nil
@@ -87,15 +91,15 @@ func (l *lane) Packet(p *media.Packet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.history.Add(p)
-	if !l.seen {
-		l.seen = true
+	if !l.seenPacket {
+		l.seenPacket = true
 		if l.kind == webrtc.RTPCodecTypeVideo && !p.KeyFrame {
 			// Many servers begin with one anyway; then this wish stays free for the first viewer's.
 			l.requestKeyFrame()
 		}
 	}
-	if p.KeyFrame && !l.hasKeyFrame {
-		l.hasKeyFrame = true
+	if p.KeyFrame && !l.seenKeyFrame {
+		l.seenKeyFrame = true
 		l.report(StepFirstKeyFrame)
 	}
 	switch {
@@ -116,7 +120,7 @@ func (l *lane) Packet(p *media.Packet) {
 func (l *lane) SenderReport(r media.SenderReport) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.heard, l.hasReport = r, true
+	l.heard = &r
 	if l.through.Load() {
 		l.out.SenderReport(r)
 	}
@@ -175,7 +179,7 @@ func (l *lane) advanceLocked(n int) (more bool) {
 	}
 	if !l.flowing {
 		if l.at, l.flowing = l.history.KeyFrame(); !l.flowing {
-			if l.seen {
+			if l.seenPacket {
 				l.requestKeyFrame()
 			}
 			return false
@@ -193,8 +197,8 @@ func (l *lane) advanceLocked(n int) (more bool) {
 			return false
 		case media.Future:
 			l.through.Store(true)
-			if l.hasReport {
-				l.out.SenderReport(l.heard)
+			if l.heard != nil {
+				l.out.SenderReport(*l.heard)
 			}
 			close(l.started)
 			return false

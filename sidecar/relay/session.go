@@ -297,7 +297,7 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
 			l := newLane(p.kind, s.step, s.fail)
-			l.codec = p.codecs[0]
+			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}
 	}
@@ -314,8 +314,9 @@ func (s *Session) missing(promised []promise) []promise {
 
 // promise is a track that the parent's answer says will be sent.
 type promise struct {
-	kind   webrtc.RTPCodecType
-	codecs []webrtc.RTPCodecParameters
+	kind       webrtc.RTPCodecType
+	codecs     []webrtc.RTPCodecParameters
+	extensions map[uint8]string // header extensions, URI by id
 }
 
 func promisedTracks(pc *webrtc.PeerConnection) ([]promise, error) {
@@ -328,8 +329,12 @@ func promisedTracks(pc *webrtc.PeerConnection) ([]promise, error) {
 		if !sections[transceiver.Mid()].sends || transceiver.Receiver() == nil {
 			continue
 		}
-		p := promise{kind: transceiver.Kind()}
-		for _, codec := range transceiver.Receiver().GetParameters().Codecs {
+		p := promise{kind: transceiver.Kind(), extensions: make(map[uint8]string)}
+		parameters := transceiver.Receiver().GetParameters()
+		for _, extension := range parameters.HeaderExtensions {
+			p.extensions[uint8(extension.ID)] = extension.URI
+		}
+		for _, codec := range parameters.Codecs {
 			if !strings.EqualFold(codec.MimeType, webrtc.MimeTypeRTX) {
 				p.codecs = append(p.codecs, codec)
 			}
@@ -418,10 +423,7 @@ func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
 	for _, l := range s.lanes {
 		options := media.SenderOptions{
 			Kind: l.kind, Codec: l.codec.RTPCodecCapability, ID: l.kind.String(), StreamID: "sidestream",
-			History: l.history, OnKeyFrameRequest: l.requestKeyFrame,
-		}
-		if t := l.track.Load(); t != nil {
-			options.Extensions = t.Extensions()
+			Extensions: l.extensions, History: l.history, OnKeyFrameRequest: l.requestKeyFrame,
 		}
 		l.out = conn.NewSender(options)
 		transceiver, err := pc.AddTransceiverFromTrack(l.out,

@@ -248,6 +248,84 @@ func TestSessionCarries(t *testing.T) {
 	}
 }
 
+// A local server that takes its time misses nothing: what has come since the last key frame waits for it.
+func TestSessionWaitsForServer(t *testing.T) {
+	t.Parallel()
+	h := newHop(t, hopOptions{
+		shape: relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true, GOP: time.Hour},
+		onPost: func(r *http.Request) error {
+			select {
+			case <-time.After(time.Second):
+			case <-r.Context().Done():
+			}
+			return nil
+		},
+	})
+	h.awaitLive()
+	r := h.awaitReception(func(r relaytest.Reception) bool { return r.Frames >= 60 })
+	if r.First != 0 || !r.FirstKey || r.KeyFrames != 1 || r.Late != 0 {
+		t.Errorf("first frame %d (key frame: %t), %d key frames, %d incomplete; want all from 0 on", r.First, r.FirstKey,
+			r.KeyFrames, r.Late)
+	}
+	if n := h.source.KeyFrameRequests(); n != 0 {
+		t.Errorf("%d key frame requests: none was needed", n)
+	}
+}
+
+// When more comes than is kept, the session begins with a new key frame, which it asks for.
+func TestSessionOutgrowsHistory(t *testing.T) {
+	t.Parallel()
+	h := newHop(t, hopOptions{
+		shape: relaytest.Shape{Video: webrtc.MimeTypeH264, GOP: time.Hour, BitsPerSecond: 8_000_000},
+		onPost: func(r *http.Request) error {
+			select {
+			case <-time.After(time.Second): // 870 packets
+			case <-r.Context().Done():
+			}
+			return nil
+		},
+	})
+	h.awaitLive()
+	r := h.awaitReception(func(r relaytest.Reception) bool { return r.Frames >= 30 })
+	if r.First == 0 || !r.FirstKey || r.Late != 0 {
+		t.Errorf("first frame %d (key frame: %t), %d incomplete; want a later key frame", r.First, r.FirstKey, r.Late)
+	}
+	if n := h.source.KeyFrameRequests(); n != 1 {
+		t.Errorf("%d key frame requests, want 1", n)
+	}
+}
+
+// A track that the parent's answer promises may come late, where the answer leaves no doubt of its codec.
+func TestSessionTakesLateVideo(t *testing.T) {
+	t.Parallel()
+	h := newHop(t, hopOptions{
+		shape:  relaytest.Shape{Video: webrtc.MimeTypeVP8, Audio: true, Exact: true, VideoAfter: time.Second},
+		limits: func(l *limits) { l.settle = 100 * time.Millisecond },
+	})
+	h.awaitLive()
+	if r := h.sink.Received("demo"); r.Frames > 0 {
+		t.Errorf("%d frames before the video began", r.Frames)
+	}
+	r := h.awaitReception(func(r relaytest.Reception) bool { return r.Frames >= 30 && r.Audio >= 60 })
+	if r.First != 0 || !r.FirstKey || r.Late != 0 {
+		t.Errorf("first frame %d (key frame: %t), %d incomplete; want all from 0 on", r.First, r.FirstKey, r.Late)
+	}
+}
+
+// Elsewhere the session ends, so that it can be published anew.
+func TestSessionRefusesUnexpectedVideo(t *testing.T) {
+	t.Parallel()
+	h := newHop(t, hopOptions{
+		shape:  relaytest.Shape{Video: webrtc.MimeTypeVP8, Audio: true, VideoAfter: time.Second},
+		limits: func(l *limits) { l.settleVideo = 100 * time.Millisecond },
+	})
+	h.awaitLive()
+	if err := h.end(); !strings.Contains(err.Error(), "its video began after the stream had been published without") {
+		t.Errorf("Run: %v", err)
+	}
+	h.awaitFreed(1, 1)
+}
+
 // The source's word on its clocks reaches the sink, so audio and video stay in step.
 func TestSessionKeepsLipSync(t *testing.T) {
 	t.Parallel()
@@ -568,7 +646,7 @@ func openLane(t testing.TB, kind webrtc.RTPCodecType) (*lane, *media.Packet) {
 	l := newLane(kind, func(string) {}, func(err error) { t.Error(err) })
 	conn := media.NewConn(media.Transport{}, nil)
 	l.out = conn.NewSender(media.SenderOptions{Kind: kind, History: l.history})
-	l.opened, l.seen = true, true
+	l.opened, l.seenPacket = true, true
 	l.through.Store(true)
 	p := &media.Packet{Payload: make([]byte, 1150)}
 	p.Header.Version = 2

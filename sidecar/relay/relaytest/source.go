@@ -32,6 +32,8 @@ type Shape struct {
 	Silent bool
 	// Exact answers name the one codec that is sent; else, as many servers do, all that the offer and pion agree on.
 	Exact bool
+	// VideoAfter lets video begin so much later than audio.
+	VideoAfter time.Duration
 	// SwitchAfter, if set, changes the video from H264 to VP8 after so many frames.
 	SwitchAfter int
 }
@@ -247,7 +249,7 @@ func (p *play) send() {
 	const period = time.Second / frameRate
 	begin := time.Now()
 	phase := period * time.Duration(p.offset*7%30) / 30
-	frameDue, audioDue, reportDue := phase, phase/2, 100*time.Millisecond
+	frameDue, audioDue, reportDue := phase+p.shape.VideoAfter, phase/2, 100*time.Millisecond
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	muted := false
