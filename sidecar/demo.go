@@ -339,12 +339,15 @@ func (d *demo) dialer(from *demoPlace) mesh.DialFunc {
 // page puts the region's page in front of its gateway.
 func (d *demo) page(p *demoPlace) func(http.Handler) http.Handler {
 	return func(gateway http.Handler) http.Handler {
-		mux := http.NewServeMux()
 		page := console.Handler(d.pageOptions(p))
-		mux.Handle("GET /{$}", page)
-		mux.Handle("GET /static/", page)
-		mux.Handle("/", gateway)
-		return mux
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// Not a ServeMux: it would tidy the paths that the gateway wants to see as they came.
+			if r.Method == http.MethodGet && (r.URL.Path == "/" || strings.HasPrefix(r.URL.Path, "/static/")) {
+				page.ServeHTTP(w, r)
+				return
+			}
+			gateway.ServeHTTP(w, r)
+		})
 	}
 }
 

@@ -315,7 +315,8 @@ func (o *offer) checkTransport() error {
 
 func checkFingerprint(value string) error {
 	algorithm, digits, _ := strings.Cut(value, " ")
-	size := map[string]int{"sha-1": 20, "sha-224": 28, "sha-256": 32, "sha-384": 48, "sha-512": 64}[strings.ToLower(algorithm)]
+	sizes := map[string]int{"sha-1": 20, "sha-224": 28, "sha-256": 32, "sha-384": 48, "sha-512": 64}
+	size := sizes[strings.ToLower(algorithm)]
 	if value == "" {
 		return errors.New("there is none")
 	}

@@ -53,6 +53,7 @@ type source struct {
 	feed        *feed
 	track       *media.Track
 	payloadType uint8
+	last        time.Time // of the newest packet; the reading goroutine's
 }
 
 var _ media.Sink = (*source)(nil)
@@ -106,10 +107,10 @@ func (p *publication) onTrack(t *media.Track) media.Sink {
 		return nil
 	}
 	f := p.feeds[i]
-	if old := f.source.Load(); old != nil && time.Since(old.track.Stats().LastPacket) < silence {
+	if old := f.source.Load(); old != nil && time.Since(old.last) < silence {
 		return nil
 	}
-	s := &source{feed: f, track: t}
+	s := &source{feed: f, track: t, last: time.Now()}
 	s.follow(uint8(t.Codec().PayloadType))
 	f.source.Store(s)
 	f.started.fire()
@@ -134,6 +135,7 @@ func (s *source) Packet(p *media.Packet) {
 	if p.Header.PayloadType != s.payloadType {
 		s.follow(p.Header.PayloadType)
 	}
+	s.last = p.Arrival
 	s.feed.history.Add(p)
 	s.feed.publication.wake()
 }

@@ -106,50 +106,62 @@ func many(n int, what string) []string {
 }
 
 func TestAPeerThatLiesIsRefused(t *testing.T) {
+	more := func(h *pb.Holds) { h.More = true }
 	endless := func() []*pb.Frame {
 		frames := []*pb.Frame{helloFrame(nil), confirmFrame()}
 		for i := range catalogue.MaxHolds/1000 + 1 {
-			frames = append(frames, holdsFrame(1, 0, func(h *pb.Holds) { h.More = true }, many(1000, fmt.Sprint("s", i))...))
+			frames = append(frames, holdsFrame(1, 0, more, many(1000, fmt.Sprint("s", i))...))
 		}
 		return frames
 	}
 	joined := func(frames ...*pb.Frame) []*pb.Frame {
 		return append([]*pb.Frame{helloFrame(nil), confirmFrame()}, frames...)
 	}
+	hello := func(edit func(*pb.Hello)) []*pb.Frame { return []*pb.Frame{helloFrame(edit)} }
+	holds := func(edit func(*pb.Holds), streams ...string) []*pb.Frame {
+		return joined(holdsFrame(1, 0, edit, streams...))
+	}
+	path := func(path ...string) func(*pb.Holds) {
+		return func(h *pb.Holds) { h.Holds[0].Path = path }
+	}
+	const bad = codes.InvalidArgument
 	for _, tt := range []struct {
 		name   string
 		frames []*pb.Frame
 		code   codes.Code
 		reason string
 	}{
-		{"no frame", []*pb.Frame{nil}, codes.InvalidArgument, "frame"},
-		{"no hello", []*pb.Frame{heartbeatFrame(nil)}, codes.InvalidArgument, "order"},
-		{"no id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = "" })}, codes.InvalidArgument, "frame"},
-		{"control characters in the id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = "a\nb" })}, codes.InvalidArgument, "frame"},
-		{"endless id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = strings.Repeat("x", 300) })}, codes.InvalidArgument, "frame"},
-		{"no cluster", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Cluster = "" })}, codes.InvalidArgument, "frame"},
-		{"port out of range", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Port = 70000 })}, codes.InvalidArgument, "frame"},
-		{"too many features", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Features = many(65, "f") })}, codes.InvalidArgument, "frame"},
-		{"the node's own id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = "a" })}, codes.PermissionDenied, "identity"},
-		{"another node's id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = "b" })}, codes.PermissionDenied, "identity"},
-		{"an older incarnation", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node, h.Incarnation = "b", 0 })}, codes.FailedPrecondition, "stale"},
-		{"a clock far ahead", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Clock = 1 << 40 })}, codes.FailedPrecondition, "clock"},
-		{"no confirmation", []*pb.Frame{helloFrame(nil), heartbeatFrame(nil)}, codes.InvalidArgument, "order"},
-		{"hello twice", joined(helloFrame(nil)), codes.InvalidArgument, "order"},
-		{"a heartbeat's clock far ahead", joined(heartbeatFrame(func(h *pb.Heartbeat) { h.Clock = 1 << 40 })), codes.FailedPrecondition, "clock"},
-		{"a stream without a name", joined(holdsFrame(1, 0, nil, "")), codes.InvalidArgument, "frame"},
-		{"a stream that climbs", joined(holdsFrame(1, 0, nil, "../x")), codes.InvalidArgument, "frame"},
-		{"no path", joined(holdsFrame(1, 0, func(h *pb.Holds) { h.Holds[0].Path = nil }, "x")), codes.InvalidArgument, "frame"},
-		{"a path that ends elsewhere", joined(holdsFrame(1, 0, func(h *pb.Holds) { h.Holds[0].Path = []string{"s", "b"} }, "x")), codes.InvalidArgument, "holds"},
-		{"a path in circles", joined(holdsFrame(1, 0, func(h *pb.Holds) { h.Holds[0].Path = []string{"s", "b", "s"} }, "x")), codes.InvalidArgument, "frame"},
-		{"an endless path", joined(holdsFrame(1, 0, func(h *pb.Holds) { h.Holds[0].Path = many(17, "n") }, "x")), codes.InvalidArgument, "frame"},
-		{"a stream twice", joined(holdsFrame(1, 0, nil, "x", "x")), codes.InvalidArgument, "holds"},
-		{"an update of nothing", joined(holdsFrame(5, 4, nil, "x")), codes.InvalidArgument, "holds"},
-		{"an update of another set", joined(holdsFrame(1, 0, nil, "x"), holdsFrame(5, 4, nil, "y")), codes.InvalidArgument, "holds"},
-		{"sequences that go back", joined(holdsFrame(3, 3, nil, "x")), codes.InvalidArgument, "frame"},
-		{"pieces of two sets", joined(holdsFrame(1, 0, func(h *pb.Holds) { h.More = true }, "x"), holdsFrame(2, 0, nil, "y")), codes.InvalidArgument, "holds"},
-		{"too many in a piece", joined(holdsFrame(1, 0, nil, many(1025, "x")...)), codes.InvalidArgument, "frame"},
-		{"an endless catalogue", endless(), codes.InvalidArgument, "holds"},
+		{"no frame", []*pb.Frame{nil}, bad, "frame"},
+		{"no hello", []*pb.Frame{heartbeatFrame(nil)}, bad, "order"},
+		{"no id", hello(func(h *pb.Hello) { h.Node = "" }), bad, "frame"},
+		{"control characters in the id", hello(func(h *pb.Hello) { h.Node = "a\nb" }), bad, "frame"},
+		{"endless id", hello(func(h *pb.Hello) { h.Node = strings.Repeat("x", 300) }), bad, "frame"},
+		{"no cluster", hello(func(h *pb.Hello) { h.Cluster = "" }), bad, "frame"},
+		{"port out of range", hello(func(h *pb.Hello) { h.Port = 70000 }), bad, "frame"},
+		{"too many features", hello(func(h *pb.Hello) { h.Features = many(65, "f") }), bad, "frame"},
+		{"the node's own id", hello(func(h *pb.Hello) { h.Node = "a" }), codes.PermissionDenied, "identity"},
+		{"another node's id", hello(func(h *pb.Hello) { h.Node = "b" }), codes.PermissionDenied, "identity"},
+		{"an older incarnation", hello(func(h *pb.Hello) { h.Node, h.Incarnation = "b", 0 }), codes.FailedPrecondition, "stale"},
+		{"a clock far ahead", hello(func(h *pb.Hello) { h.Clock = 1 << 40 }), codes.FailedPrecondition, "clock"},
+		{"no confirmation", []*pb.Frame{helloFrame(nil), heartbeatFrame(nil)}, bad, "order"},
+		{"hello twice", joined(helloFrame(nil)), bad, "order"},
+		{
+			"a heartbeat's clock far ahead",
+			joined(heartbeatFrame(func(h *pb.Heartbeat) { h.Clock = 1 << 40 })), codes.FailedPrecondition, "clock",
+		},
+		{"a stream without a name", holds(nil, ""), bad, "frame"},
+		{"a stream that climbs", holds(nil, "../x"), bad, "frame"},
+		{"no path", holds(path(), "x"), bad, "frame"},
+		{"a path that ends elsewhere", holds(path("s", "b"), "x"), bad, "holds"},
+		{"a path in circles", holds(path("s", "b", "s"), "x"), bad, "frame"},
+		{"an endless path", holds(path(many(17, "n")...), "x"), bad, "frame"},
+		{"a stream twice", holds(nil, "x", "x"), bad, "holds"},
+		{"an update of nothing", joined(holdsFrame(5, 4, nil, "x")), bad, "holds"},
+		{"an update of another set", joined(holdsFrame(1, 0, nil, "x"), holdsFrame(5, 4, nil, "y")), bad, "holds"},
+		{"sequences that go back", joined(holdsFrame(3, 3, nil, "x")), bad, "frame"},
+		{"pieces of two sets", joined(holdsFrame(1, 0, more, "x"), holdsFrame(2, 0, nil, "y")), bad, "holds"},
+		{"too many in a piece", holds(nil, many(1025, "x")...), bad, "frame"},
+		{"an endless catalogue", endless(), bad, "holds"},
 		{"a message too large", joined(heartbeatFrame(func(h *pb.Heartbeat) {
 			for range 100_000 {
 				h.PacketAges = append(h.PacketAges, &pb.PacketAge{Stream: strings.Repeat("x", 100)})
@@ -248,6 +260,7 @@ func (l *liar) Exchange(call grpc.BidiStreamingServer[pb.ExchangeRequest, pb.Exc
 }
 
 func TestANodeThatIsDialledAndLiesIsRefused(t *testing.T) {
+	elsewhere := func(h *pb.Holds) { h.Holds[0].Path = []string{"x"} }
 	for _, tt := range []struct {
 		name   string
 		frames []*pb.Frame
@@ -258,7 +271,7 @@ func TestANodeThatIsDialledAndLiesIsRefused(t *testing.T) {
 		{"bad hello", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = " " })}, "frame", "printable"},
 		{"the node's own id", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Node = "a" })}, "identity", "this node's"},
 		{"a clock far ahead", []*pb.Frame{helloFrame(func(h *pb.Hello) { h.Clock = 1 << 40 })}, "clock", "too far ahead"},
-		{"someone else's path", []*pb.Frame{helloFrame(nil), holdsFrame(1, 0, func(h *pb.Holds) { h.Holds[0].Path = []string{"x"} }, "x")}, "holds", "ends in x"},
+		{"someone else's path", []*pb.Frame{helloFrame(nil), holdsFrame(1, 0, elsewhere, "x")}, "holds", "ends in x"},
 		{"garbage", []*pb.Frame{helloFrame(nil), holdsFrame(0, 0, nil)}, "frame", "does not come after"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -533,7 +546,9 @@ func FuzzFrame(f *testing.F) {
 		holdsFrame(2, 1, func(h *pb.Holds) { h.Withdrawn = []string{"x"} }, "z"),
 		{Body: &pb.Frame_ClaimRequest{ClaimRequest: &pb.ClaimRequest{Request: 1, Stream: "x", Epoch: 1}}},
 		{Body: &pb.Frame_PullRequest{PullRequest: &pb.PullRequest{Request: 1, Stream: "x"}}},
-		{Body: &pb.Frame_PullAnswer{PullAnswer: &pb.PullAnswer{Result: &pb.PullAnswer_Grant{Grant: &pb.Grant{Path: []string{"s"}}}}}},
+		{Body: &pb.Frame_PullAnswer{PullAnswer: &pb.PullAnswer{
+			Result: &pb.PullAnswer_Grant{Grant: &pb.Grant{Path: []string{"s"}}},
+		}}},
 		{Body: &pb.Frame_Obituary{Obituary: &pb.Obituary{Node: "s"}}},
 		{Body: &pb.Frame_Goodbye{Goodbye: &pb.Goodbye{}}},
 	} {

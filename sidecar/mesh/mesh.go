@@ -370,7 +370,9 @@ func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (tim
 
 // ask puts a question to a node and waits for the answer. A question that was under way on a connection which another
 // one has replaced is put again: both questions may be answered twice without harm.
-func (m *Mesh) ask(ctx context.Context, id catalogue.NodeID, question func(request uint64) *pb.Frame) (*pb.Frame, *link, error) {
+func (m *Mesh) ask(
+	ctx context.Context, id catalogue.NodeID, question func(request uint64) *pb.Frame,
+) (answer *pb.Frame, from *link, err error) {
 	ctx, cancel := context.WithTimeout(ctx, questionTimeout)
 	defer cancel()
 	m.relate(id)

@@ -89,7 +89,7 @@ func TestOtherClustersHearOnlyWhatIsForThem(t *testing.T) {
 // Both nodes dial each other, at about the same moment, and every connection has another latency in each direction: one
 // link must remain, and neither side may be without a link, or lose anything that the other says, on the way.
 func TestOneLinkPerPair(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range uint64(100) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				random, latencies := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
@@ -126,8 +126,11 @@ func TestOneLinkPerPair(t *testing.T) {
 				a.book.hears(t, "b", last, adapters.StreamID(fmt.Sprintf("b-%d", last)))
 				b.book.hears(t, "a", last, "from-a", adapters.StreamID(fmt.Sprintf("a-%d", last)))
 				time.Sleep(supersededGrace + time.Second)
-				if got := []int{a.links("b"), b.links("a"), net.open(hostA, hostB) + net.open(hostB, hostA)}; !cmp.Equal(got, []int{1, 1, 2}) {
-					t.Errorf("links at a, at b, and ends of connections: %v, want [1 1 2]", got)
+				if x, y := a.links("b"), b.links("a"); x != 1 || y != 1 {
+					t.Errorf("%d links at a, %d at b", x, y)
+				}
+				if n := net.open(hostA, hostB) + net.open(hostB, hostA); n != 2 {
+					t.Errorf("%d ends of connections", n)
 				}
 				if sa, sb := a.status("b"), b.status("a"); sa.Dialled == sb.Dialled {
 					t.Errorf("dialled by a: %v, by b: %v", sa.Dialled, sb.Dialled)
@@ -258,9 +261,9 @@ func TestHeartbeatPeriods(t *testing.T) {
 		if n := heartbeats() - before; n < 22 || n > 26 { // both directions, every 5 s
 			t.Errorf("%v heartbeats in a minute at rest", n)
 		}
-		for name, n := range map[string]*node{"a": a, "b": b} {
-			if rtt, ok := n.RTT(map[string]catalogue.NodeID{"a": "b", "b": "a"}[name]); !ok || rtt.Round(time.Millisecond) != 160*time.Millisecond {
-				t.Errorf("%s measured %v, %v on a path of 160 ms", name, rtt, ok)
+		for n, other := range map[*node]catalogue.NodeID{a: "b", b: "a"} {
+			if rtt, ok := n.RTT(other); !ok || rtt.Round(time.Millisecond) != 160*time.Millisecond {
+				t.Errorf("%s measured %v, %v on a path of 160 ms", n.self.ID, rtt, ok)
 			}
 		}
 		if _, ok := b.PacketAge("a", "for-b"); ok {
@@ -290,7 +293,8 @@ func TestHeartbeatPeriods(t *testing.T) {
 func TestADeathIsToldToAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(50 * time.Millisecond)
-		a, b, c := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"}), net.member(t, hostC, config{id: "c"})
+		a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"})
+		c := net.member(t, hostC, config{id: "c"})
 		a.SetPeers(at(addrB, addrC))
 		b.SetPeers(at(addrC))
 		c.book.publish(1, "s")
@@ -313,7 +317,8 @@ func TestADeathIsToldToAll(t *testing.T) {
 func TestAFalseObituaryChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(50 * time.Millisecond)
-		a, b, c := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"}), net.member(t, hostC, config{id: "c"})
+		a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"})
+		net.member(t, hostC, config{id: "c"})
 		a.SetPeers(at(addrB, addrC))
 		b.SetPeers(at(addrC))
 		b.book.hears(t, "c", 0)
@@ -330,14 +335,14 @@ func TestAFalseObituaryChangesNothing(t *testing.T) {
 		if got := b.book.forgotten(); len(got) > 0 {
 			t.Errorf("b believed a and forgot %v", got)
 		}
-		_ = c
 	})
 }
 
 func TestGoodbye(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(50 * time.Millisecond)
-		a, b, c := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"}), net.member(t, hostC, config{id: "c"})
+		a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"})
+		c := net.member(t, hostC, config{id: "c"})
 		b.SetPeers(at(addrA, addrC)) // b dials one and is dialled by neither: both ends must hear
 		c.SetPeers(at(addrA))
 		a.book.hears(t, "b", 0)

@@ -43,7 +43,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, []string{"direction", "kind"}),
 		refused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_mesh_refused_total",
-			Help: "Peers, or parts of what they said, that were refused: frame, order, holds, clock, identity, stale, flood, handshakes.",
+			Help: "Peers, or parts of what they said, that were refused, by reason.",
 		}, []string{"reason"}),
 		lost: f.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_mesh_heartbeats_lost_total",

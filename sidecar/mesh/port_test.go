@@ -387,7 +387,10 @@ func TestPortRefusesNoise(t *testing.T) {
 	for name, security := range map[string]*Security{"TLS": load(t, dir), "plaintext": Plaintext()} {
 		t.Run(name, func(t *testing.T) {
 			a := start(t, config{id: "a", security: security, listener: listenLoopback(t, "127.0.0.1:0"), http: http.NotFoundHandler()})
-			for _, noise := range []string{"\x00\x01\x02\x03", "GET / HTTP/1.1\r\n\r\n", prefaceHTTP2, prefaceHTTP2 + "\r\n\r\nSM\r\n\r\nnoise and more noise"} {
+			for _, noise := range []string{
+				"\x00\x01\x02\x03", "GET / HTTP/1.1\r\n\r\n", prefaceHTTP2,
+				prefaceHTTP2 + "\r\n\r\nSM\r\n\r\nnoise and more noise",
+			} {
 				conn, err := net.Dial("tcp", a.addr)
 				if err != nil {
 					t.Fatal(err)

@@ -113,9 +113,9 @@ func (s *Security) HTTPClient(dial DialFunc) *http.Client {
 			}
 			return conn, nil
 		},
-		MaxIdleConnsPerHost:   2,
-		IdleConnTimeout:       90 * time.Second,
-		ResponseHeaderTimeout: 30 * time.Second,
+		MaxIdleConns:        64,
+		MaxIdleConnsPerHost: 2,
+		IdleConnTimeout:     90 * time.Second,
 	}}
 }
 

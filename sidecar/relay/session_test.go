@@ -276,10 +276,10 @@ func TestSessionWaitsForServer(t *testing.T) {
 func TestSessionOutgrowsHistory(t *testing.T) {
 	t.Parallel()
 	h := newHop(t, hopOptions{
-		shape: relaytest.Shape{Video: webrtc.MimeTypeH264, GOP: time.Hour, BitsPerSecond: 8_000_000},
+		shape: relaytest.Shape{Video: webrtc.MimeTypeH264, GOP: time.Hour, BitsPerSecond: 4_000_000},
 		onPost: func(r *http.Request) error {
 			select {
-			case <-time.After(time.Second): // 870 packets
+			case <-time.After(1500 * time.Millisecond): // 680 packets
 			case <-r.Context().Done():
 			}
 			return nil
