@@ -30,7 +30,8 @@ type Conn struct {
 
 	mu      sync.Mutex
 	pc      *webrtc.PeerConnection
-	tracks  map[uint32]*Track // by SSRC; owned by the reading goroutine, read by others under mu
+	ice     *webrtc.ICETransport // asked for once: DTLSTransport hands it out under the lock that its Stop holds
+	tracks  map[uint32]*Track    // by SSRC; owned by the reading goroutine, read by others under mu
 	senders map[uint32]*Sender
 	sources int
 
@@ -72,7 +73,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.pc = pc
+	c.pc, c.ice = pc, pc.SCTP().Transport().ICETransport()
 	c.sources = 0
 	clear(c.tracks)
 	clear(c.senders)
@@ -93,15 +94,12 @@ func (c *Conn) Tracks() []*Track {
 // RTT is the round trip of the path as ICE measures it; 0 before the first measurement.
 func (c *Conn) RTT() time.Duration {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.roundTripLocked()
-}
-
-func (c *Conn) roundTripLocked() time.Duration {
-	if c.pc == nil || c.pc.SCTP() == nil {
+	ice := c.ice
+	c.mu.Unlock()
+	if ice == nil {
 		return 0
 	}
-	stats, ok := c.pc.SCTP().Transport().ICETransport().GetSelectedCandidatePairStats()
+	stats, ok := ice.GetSelectedCandidatePairStats()
 	if !ok {
 		return 0
 	}

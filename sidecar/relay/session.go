@@ -24,6 +24,7 @@ const (
 	stepTimeout     = 10 * time.Second // for each step on the way to live
 	keyFrameTimeout = 30 * time.Second // servers that ignore requests send one by their own clock
 	freeTimeout     = 5 * time.Second  // for the DELETEs at the end
+	freeFailed      = time.Second      // for the one to the side that failed: another parent waits for it
 
 	// After the first track, the others are waited for this long. Where the parent's answer leaves no doubt of the codec
 	// of one that has not come, it is published all the same and may come when it likes; else it is left out. Some
@@ -168,7 +169,7 @@ func (s *Session) run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	s.free(ctx, source, target)
+	s.free(ctx, source, target, err)
 	return err
 }
 
@@ -493,16 +494,24 @@ func (s *Session) open(ctx context.Context) error {
 	return group.Wait()
 }
 
-// free ends both sessions. It outlives ctx, within its own bound.
-func (s *Session) free(ctx context.Context, source, target *whip.Session) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.limits.free)
-	defer cancel()
+// free ends both sessions, after err. It outlives ctx, within its own bounds.
+func (s *Session) free(ctx context.Context, source, target *whip.Session, err error) {
+	dead := Side("")
+	if failure, ok := errors.AsType[*SessionError](err); ok {
+		dead = failure.Side
+	}
 	var group sync.WaitGroup
 	for side, session := range map[Side]*whip.Session{Parent: source, LocalServer: target} {
 		if session == nil {
 			continue
 		}
+		limit := s.limits.free
+		if side == dead {
+			limit = min(limit, freeFailed)
+		}
 		group.Go(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+			defer cancel()
 			if err := session.Close(ctx); err != nil {
 				s.logger.Warn("relay session not freed", "side", side, "error", err)
 			}
@@ -512,7 +521,9 @@ func (s *Session) free(ctx context.Context, source, target *whip.Session) {
 }
 
 // bounded does one step within a time.
-func (s *Session) bounded(ctx context.Context, side Side, step string, limit time.Duration, do func(context.Context) error) error {
+func (s *Session) bounded(
+	ctx context.Context, side Side, step string, limit time.Duration, do func(context.Context) error,
+) error {
 	inner, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %s", limit))
 	defer cancel()
 	err := do(inner)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pion/logging"
+	"github.com/pion/rtp"
 	"github.com/pion/transport/v4/vnet"
 	"github.com/pion/webrtc/v4"
 	"github.com/prometheus/client_golang/prometheus"
@@ -641,17 +642,44 @@ func BenchmarkLane(b *testing.B) {
 	}
 }
 
-// openLane is a lane in which packets go straight on, to nowhere.
+// openLane is a lane in which packets go straight on, to a writer that counts them.
 func openLane(t testing.TB, kind webrtc.RTPCodecType) (*lane, *media.Packet) {
 	l := newLane(kind, func(string) {}, func(err error) { t.Error(err) })
-	conn := media.NewConn(media.Transport{}, nil)
-	l.out = conn.NewSender(media.SenderOptions{Kind: kind, History: l.history})
+	codec := webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeVP8, ClockRate: 90000}
+	l.out = media.NewConn(media.Transport{}, nil).NewSender(media.SenderOptions{Kind: kind, Codec: codec, History: l.history})
+	if _, err := l.out.Bind(binding{codec: codec}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if l.out.Stats().Packets == 0 {
+			t.Error("no packet was sent")
+		}
+	})
 	l.opened, l.seenPacket = true, true
 	l.through.Store(true)
 	p := &media.Packet{Payload: make([]byte, 1150)}
 	p.Header.Version = 2
 	return l, p
 }
+
+// binding is what pion gives a track that is about to be sent; what is written goes nowhere.
+type binding struct {
+	webrtc.TrackLocalContext
+	codec webrtc.RTPCodecCapability
+}
+
+func (b binding) CodecParameters() []webrtc.RTPCodecParameters {
+	return []webrtc.RTPCodecParameters{{RTPCodecCapability: b.codec, PayloadType: 96}}
+}
+func (binding) HeaderExtensions() []webrtc.RTPHeaderExtensionParameter { return nil }
+func (binding) SSRC() webrtc.SSRC                                      { return 1 }
+func (binding) SSRCRetransmission() webrtc.SSRC                        { return 0 }
+func (binding) WriteStream() webrtc.TrackLocalWriter                   { return nowhere{} }
+
+type nowhere struct{}
+
+func (nowhere) WriteRTP(_ *rtp.Header, payload []byte) (int, error) { return len(payload), nil }
+func (nowhere) Write(b []byte) (int, error)                         { return len(b), nil }
 
 // A session's Endpoint header goes along: the parent asks for the pull token in it.
 func TestSessionSendsHeader(t *testing.T) {

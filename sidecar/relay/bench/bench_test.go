@@ -39,7 +39,8 @@ func TestRun(t *testing.T) {
 	if result.Ratio <= 0 || result.RatioStreams != 2 || result.Cold.Median <= 0 || result.Warm.Median <= 0 {
 		t.Errorf("%+v", result)
 	}
-	if text := result.String(); !strings.Contains(text[strings.LastIndex(strings.TrimSpace(text), "\n"):], "relay/loop CPU ratio ") {
+	text := strings.TrimSpace(result.String())
+	if last := text[strings.LastIndex(text, "\n")+1:]; !strings.HasPrefix(last, "relay/loop CPU ratio ") {
 		t.Errorf("the last line is not the ratio:\n%s", text)
 	}
 }

@@ -37,7 +37,7 @@ const comparedAt = 20
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	streams := flags.String("streams", "1,10,20,50", "numbers of streams of 2 Mbit/s to measure at")
-	duration := flags.Duration("duration", 10*time.Second, "time of measuring per number of streams and relay")
+	duration := flags.Duration("duration", 12*time.Second, "time of measuring per number of streams and relay")
 	starts := flags.Int("starts", 10, "repetitions of the time to first frame")
 	asJSON := flags.Bool("json", false, "print JSON")
 	role := flags.String("role", "", "for the bench itself: be the relay that is measured, \"relay\" or \"loop\"")

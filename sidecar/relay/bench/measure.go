@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	settle = 300 * time.Millisecond // from a relay's turn to the measuring
-	rounds = 8
+	settle = 300 * time.Millisecond  // from a relay's turn to the measuring
+	rounds = 6                       // of each relay
 	rest   = 1100 * time.Millisecond // from one start to the next: key frames are asked for once a second
 )
 
@@ -124,7 +124,9 @@ func (m measurement) measure(ctx context.Context, source *relaytest.Source, sink
 }
 
 // turn lets one relay carry its streams for a while.
-func (m measurement) turn(ctx context.Context, source *relaytest.Source, sink *relaytest.Sink, role string, c *child) (turn, error) {
+func (m measurement) turn(
+	ctx context.Context, source *relaytest.Source, sink *relaytest.Sink, role string, c *child,
+) (turn, error) {
 	source.Mute(func(name string) bool { return !strings.HasPrefix(name, role) })
 	if err := pause(ctx, settle); err != nil {
 		return turn{}, err
@@ -289,7 +291,9 @@ func startServer(ctx context.Context, group *errgroup.Group) (*pionsfu.Adapter, 
 }
 
 // startOnce relays and plays once, and plays a second time.
-func startOnce(ctx context.Context, sink *relaytest.Sink, origin, edge *pionsfu.Adapter, i int) (cold, warm time.Duration, err error) {
+func startOnce(
+	ctx context.Context, sink *relaytest.Sink, origin, edge *pionsfu.Adapter, i int,
+) (cold, warm time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	began := time.Now()
@@ -323,7 +327,9 @@ func startOnce(ctx context.Context, sink *relaytest.Sink, origin, edge *pionsfu.
 	return cold, warm, nil
 }
 
-func playOnce(ctx context.Context, sink *relaytest.Sink, from adapters.Endpoint, name string, began time.Time) (time.Duration, error) {
+func playOnce(
+	ctx context.Context, sink *relaytest.Sink, from adapters.Endpoint, name string, began time.Time,
+) (time.Duration, error) {
 	var took time.Duration
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return sink.Play(inner, name, from) })
