@@ -25,7 +25,8 @@ check: ## format, vet, staticcheck, go.mod, generated code fresh, import arrows
 	$(TOOL) staticcheck ./...
 	$(GO) mod tidy -diff
 	$(TOOL) buf lint
-	$(TOOL) buf generate --output bin/generated && diff -r bin/generated/sidecar/proto sidecar/proto -x '*.proto'
+	@rm -rf bin/_generated && $(TOOL) buf generate --output bin/_generated && for f in $$(cd bin/_generated && find . -type f); do \
+		cmp bin/_generated/$$f $$f || { echo "not fresh: run make generate"; exit 1; }; done
 	$(GO) test -run TestImports ./e2e
 generate: ## protobuf code from sidecar/proto
 	$(TOOL) buf generate
