@@ -354,9 +354,7 @@ func (d *demo) page(p *demoPlace) func(http.Handler) http.Handler {
 func (d *demo) pageOptions(here *demoPlace) console.Options {
 	o := console.Options{Region: here.Name, Stream: d.stream}
 	for _, p := range d.places {
-		if p != here {
-			o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url})
-		}
+		o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url})
 	}
 	return o
 }

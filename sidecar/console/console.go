@@ -29,13 +29,13 @@ const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; 
 // Options are what a page says and where it plays from.
 type Options struct {
 	Region  string   // the name of this region, as people call it; "" means "this region"
-	Regions []Region // the other ones
+	Regions []Region // all of them, in the order in which they are shown; without any, this one alone
 	Stream  string   // which stream is offered first; "" means "demo"
 	// Base is where whip/ and whep/ are found, relative to the page; "" means beside it.
 	Base string
 }
 
-// Region is another region's page.
+// Region is a region and its page.
 type Region struct {
 	Name string
 	URL  string
@@ -54,6 +54,9 @@ type config struct {
 func Handler(o Options) http.Handler {
 	if o.Region == "" {
 		o.Region = "this region"
+	}
+	if len(o.Regions) == 0 {
+		o.Regions = []Region{{Name: o.Region}}
 	}
 	if o.Stream == "" {
 		o.Stream = "demo"

@@ -103,3 +103,16 @@ func TestNotServed(t *testing.T) {
 		t.Errorf("POST: %d", w.Code)
 	}
 }
+
+// Every region's page shows the regions in the same order, and itself as where one is.
+func TestRegions(t *testing.T) {
+	regions := []Region{{"germany", "http://a/"}, {"singapore", "http://b/"}}
+	_, page := get(t, Handler(Options{Region: "singapore", Regions: regions}), "/")
+	germany, singapore := strings.Index(page, `href="http://a/"`), strings.Index(page, `You are at </span>singapore`)
+	if germany < 0 || singapore < germany || strings.Contains(page, `href="http://b/"`) {
+		t.Errorf("germany at %d, singapore at %d in:\n%s", germany, singapore, page)
+	}
+	if _, page = get(t, Handler(Options{Region: "alone"}), "/"); !strings.Contains(page, `You are at </span>alone`) {
+		t.Error("a region without others does not say its name")
+	}
+}
