@@ -240,7 +240,12 @@ func measureStarts(ctx context.Context, n int) (cold, warm Starts, err error) {
 	}
 	origin, edge := servers[0], servers[1]
 	group.Go(func() error { return source.Publish(ctx, "demo", origin.Ingest("demo")) })
-	group.Go(func() error { return sink.Play(ctx, "origin", origin.Egress("demo")) })
+	group.Go(func() error {
+		if err := awaitStream(ctx, origin, "demo"); err != nil {
+			return err
+		}
+		return sink.Play(ctx, "origin", origin.Egress("demo"))
+	})
 	group.Go(func() error {
 		_, err := sink.AwaitReception(ctx, "origin", func(r relaytest.Reception) bool { return r.Frames > 30 })
 		if err != nil {
@@ -288,6 +293,21 @@ func startServer(ctx context.Context, group *errgroup.Group) (*pionsfu.Adapter, 
 		return web.Close()
 	})
 	return pionsfu.NewAdapter(pionsfu.AdapterConfig{BaseURL: "http://" + listener.Addr().String()})
+}
+
+// awaitStream blocks until the server has the stream.
+func awaitStream(ctx context.Context, server *pionsfu.Adapter, id adapters.StreamID) error {
+	watching, found := context.WithCancelCause(ctx)
+	defer found(nil)
+	err := server.Watch(watching, func(streams []adapters.Stream) {
+		if slices.ContainsFunc(streams, func(s adapters.Stream) bool { return s.ID == id }) {
+			found(errDone)
+		}
+	})
+	if errors.Is(context.Cause(watching), errDone) {
+		return nil
+	}
+	return err
 }
 
 // startOnce relays and plays once, and plays a second time.
