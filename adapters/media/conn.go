@@ -1,7 +1,9 @@
 package media
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +21,8 @@ const (
 	maxTracks      = 16 // on one connection: audio, video, and simulcast layers
 	maxSources     = 64 // SSRCs that one connection may make us remember
 	assumedRTT     = 100 * time.Millisecond
-	receiverSender = 1 // the SSRC under which feedback is sent where nothing is sent (RFC 3550 asks only that it differs)
+	lookupInterval = 100 * time.Millisecond // between attempts to make sense of an SSRC; each asks pion for everything
+	receiverSender = 1                      // SSRC of feedback; RFC 3550 asks only that it differs from others
 )
 
 // Conn is the media side of one PeerConnection: packets come in as Tracks and go out by Senders. Make the connection by
@@ -42,6 +45,8 @@ type Conn struct {
 	rttAsked  time.Time
 	pathRTT   time.Duration // as ICE measures it; 0: not known
 	startTime time.Time
+	swept     time.Time
+	sweeping  []*Track
 }
 
 // NewConn makes a Conn for one connection. onTrack is called for each track that comes in, before its first packet, and
@@ -75,6 +80,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	defer c.mu.Unlock()
 	c.pc, c.ice = pc, pc.SCTP().Transport().ICETransport()
 	c.sources = 0
+	c.recorder = nil // transport-wide sequence numbers begin anew
 	clear(c.tracks)
 	clear(c.senders)
 	return pc, nil
@@ -111,43 +117,45 @@ type source struct {
 	conn     *Conn
 	ssrc     uint32
 	resolved bool
+	tried    time.Time
 	known    bool   // counted against maxSources
-	track    *Track // nil: ignored
-	rtx      bool
+	track    *Track // nil: ignored, or not known yet
 	twccID   uint8
+
+	// What follows is set on an RTX stream.
+	rtx      bool
+	mid      string
+	original uint32 // SSRC that it repairs, where the remote description says so
+	repairID uint8  // header extension with the rid of the layer that it repairs
 }
 
 // receive takes one decrypted RTP packet, in the goroutine that reads the connection. The slice is the reader's again
 // afterwards.
 func (s *source) receive(raw []byte) {
 	c := s.conn
-	if len(raw) < 12 {
+	now := time.Now()
+	p := &c.packet
+	if p.parse(raw) != nil {
 		return
 	}
 	if !s.resolved {
-		c.resolve(s, raw[1]&0x7f)
-		if !s.resolved {
-			return
-		}
+		c.resolve(s, p, now)
 	}
-	now := time.Now()
-	p := &c.packet
+	if s.rtx && s.track == nil {
+		s.track = c.repaired(s, p)
+	}
 	if s.twccID != 0 {
-		if p.Header.Extensions = p.Header.Extensions[:0]; p.parse(raw) == nil {
-			c.recordArrival(s, p, now)
-		}
+		c.recordArrival(s, p, now)
 	}
-	if s.track == nil {
+	if s.track == nil || s.track.sink == nil {
 		return
 	}
 	if s.rtx {
-		var ok bool
-		if raw, ok = restore(raw, s.track.ssrc, s.track.PayloadType()); !ok {
+		payloadType, ok := s.track.repairs(p.Header.PayloadType)
+		if !ok {
 			return
 		}
-	}
-	if s.rtx || s.twccID == 0 {
-		if p.parse(raw) != nil {
+		if raw, ok = restore(raw, s.track.ssrc, payloadType); !ok || p.parse(raw) != nil {
 			return
 		}
 	}
@@ -156,6 +164,26 @@ func (s *source) receive(raw []byte) {
 	if now.Sub(c.rttAsked) >= rttInterval {
 		c.rttAsked = now
 		c.pathRTT = c.RTT()
+	}
+	if now.Sub(c.swept) >= minRetry {
+		c.swept = now
+		c.sweep(now, s.track)
+	}
+}
+
+// sweep sends what is due for the other tracks: a picture may stand still, and what was lost of it be waited for, while
+// sound goes on.
+func (c *Conn) sweep(now time.Time, except *Track) {
+	c.sweeping = c.sweeping[:0]
+	c.mu.Lock()
+	for _, t := range c.tracks {
+		if t != except && t.sink != nil {
+			c.sweeping = append(c.sweeping, t)
+		}
+	}
+	c.mu.Unlock()
+	for _, t := range c.sweeping {
+		t.remind(now)
 	}
 }
 
@@ -177,9 +205,12 @@ func (c *Conn) recordArrival(s *source, p *Packet, now time.Time) {
 	}
 }
 
-// resolve finds out what an SSRC carries from the payload type of its first packet and what was negotiated. It leaves
-// the source unresolved where negotiation has not finished.
-func (c *Conn) resolve(s *source, payloadType uint8) {
+// resolve finds out what an SSRC carries from its first packet and what was negotiated. It leaves the source unresolved
+// where negotiation has not finished, or knows nothing of the payload type.
+func (c *Conn) resolve(s *source, p *Packet, now time.Time) {
+	if now.Sub(s.tried) < lookupInterval {
+		return
+	}
 	c.mu.Lock()
 	if !s.known {
 		if c.sources >= maxSources {
@@ -192,75 +223,130 @@ func (c *Conn) resolve(s *source, payloadType uint8) {
 	}
 	pc := c.pc
 	c.mu.Unlock()
-	if pc == nil || pc.CurrentRemoteDescription() == nil || pc.CurrentLocalDescription() == nil {
+	if pc == nil || pc.CurrentRemoteDescription() == nil {
 		return
 	}
-	for _, transceiver := range pc.GetTransceivers() {
-		receiver := transceiver.Receiver()
+	s.tried = now
+
+	// A payload type may stand in several media sections: what names one goes before (RFC 8843, section 9.2).
+	var transceiver *webrtc.RTPTransceiver
+	var parameters webrtc.RTPParameters
+	var codec webrtc.RTPCodecParameters
+	best := 0
+	for _, t := range pc.GetTransceivers() {
+		receiver := t.Receiver()
 		if receiver == nil {
 			continue
 		}
-		parameters := receiver.GetParameters()
-		for _, codec := range parameters.Codecs {
-			if uint8(codec.PayloadType) != payloadType {
-				continue
-			}
-			s.resolved = true
-			for _, ext := range parameters.HeaderExtensions {
-				if ext.URI == sdp.TransportCCURI {
-					s.twccID = uint8(ext.ID)
-				}
-			}
-			if apt, ok := associated(codec); ok {
-				s.rtx = true
-				s.track = c.repaired(receiver, s.ssrc, apt)
-				// The first repair may come before the first original; then look again.
-				s.resolved = s.track != nil
-				return
-			}
-			s.track = c.newTrack(transceiver, receiver, s.ssrc, codec, parameters)
-			return
+		candidate := receiver.GetParameters()
+		i := slices.IndexFunc(candidate.Codecs, func(codec webrtc.RTPCodecParameters) bool {
+			return uint8(codec.PayloadType) == p.Header.PayloadType
+		})
+		if i < 0 {
+			continue
+		}
+		fit := 1
+		original, declared := declares(receiver, s.ssrc)
+		if declared {
+			fit = 3
+		} else if mid := extensionText(p, candidate, sdp.SDESMidURI); mid != "" && mid == t.Mid() {
+			fit = 2
+		}
+		if fit > best {
+			best, transceiver, parameters, codec, s.original = fit, t, candidate, candidate.Codecs[i], original
 		}
 	}
+	if transceiver == nil {
+		return
+	}
+	s.resolved = true
+	s.twccID = extensionID(parameters, sdp.TransportCCURI)
+	if sameMIME(codec.MimeType, webrtc.MimeTypeRTX) {
+		s.rtx, s.mid, s.repairID = true, transceiver.Mid(), extensionID(parameters, sdp.SDESRepairRTPStreamIDURI)
+		return
+	}
+	s.track = c.newTrack(s.ssrc, extensionText(p, parameters, sdp.SDESRTPStreamIDURI), transceiver, codec, parameters)
 }
 
-// repaired finds the track whose losses the RTX stream of an SSRC makes good: by the ssrc-group of the remote description
-// where there is one, else by the payload type it repairs.
-func (c *Conn) repaired(receiver *webrtc.RTPReceiver, ssrc uint32, apt uint8) *Track {
+// declares says whether the remote description gives a section this SSRC, and which one it repairs if it is for RTX.
+func declares(receiver *webrtc.RTPReceiver, ssrc uint32) (original uint32, ok bool) {
+	for _, t := range receiver.Tracks() {
+		switch ssrc {
+		case uint32(t.SSRC()):
+			return 0, true
+		case uint32(t.RtxSSRC()):
+			return uint32(t.SSRC()), true
+		}
+	}
+	return 0, false
+}
+
+func extensionID(parameters webrtc.RTPParameters, uri string) uint8 {
+	for _, ext := range parameters.HeaderExtensions {
+		if ext.URI == uri {
+			return uint8(ext.ID)
+		}
+	}
+	return 0
+}
+
+func extensionText(p *Packet, parameters webrtc.RTPParameters, uri string) string {
+	if id := extensionID(parameters, uri); id != 0 {
+		return string(p.Header.GetExtension(id))
+	}
+	return ""
+}
+
+// repaired finds the track whose losses an RTX stream makes good: by the ssrc-group of the remote description, by the
+// layer that the packet names, else by the only track there is, or the only one that misses the packet (RFC 4588,
+// section 5.3). It is nil while none is found; the first repair may come before the first original.
+func (c *Conn) repaired(s *source, p *Packet) *Track {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, t := range receiver.Tracks() {
-		if uint32(t.RtxSSRC()) == ssrc {
-			return c.tracks[uint32(t.SSRC())]
-		}
+	if s.original != 0 {
+		return c.tracks[s.original]
 	}
+	rid := p.Header.GetExtension(s.repairID)
+	var only, missing *Track
+	candidates, missed := 0, 0
 	for _, t := range c.tracks {
-		if t.PayloadType() == apt {
-			return t
+		if t.mid != s.mid || len(rid) > 0 && t.rid != string(rid) {
+			continue
+		}
+		only, candidates = t, candidates+1
+		if len(p.Payload) >= 2 && t.losses.misses(binary.BigEndian.Uint16(p.Payload)) {
+			missing, missed = t, missed+1
 		}
 	}
-	return nil
-}
-
-func (c *Conn) newTrack(transceiver *webrtc.RTPTransceiver, receiver *webrtc.RTPReceiver, ssrc uint32,
-	codec webrtc.RTPCodecParameters, parameters webrtc.RTPParameters,
-) *Track {
-	t := newTrack(c, ssrc, transceiver.Kind(), transceiver.Mid(), codec, parameters)
-	for _, remote := range receiver.Tracks() {
-		if uint32(remote.SSRC()) == ssrc {
-			t.rid = remote.RID()
-		}
-	}
-	c.mu.Lock()
-	full := len(c.tracks) >= maxTracks
-	if !full {
-		c.tracks[ssrc] = t
-	}
-	c.mu.Unlock()
-	if full || c.onTrack == nil {
+	switch {
+	case candidates == 1 && (only.rid == "" || len(rid) > 0): // another layer may be still to come
+		return only
+	case missed == 1:
+		return missing
+	default:
 		return nil
 	}
-	if t.sink = c.onTrack(t); t.sink == nil {
+}
+
+// newTrack makes the track of an SSRC and asks who takes it; nil is nobody. pion may let go of an SSRC and find it again,
+// at renegotiation and at the end: the track stays the same then.
+func (c *Conn) newTrack(ssrc uint32, rid string, transceiver *webrtc.RTPTransceiver,
+	codec webrtc.RTPCodecParameters, parameters webrtc.RTPParameters,
+) *Track {
+	c.mu.Lock()
+	t, full := c.tracks[ssrc], len(c.tracks) >= maxTracks
+	if t == nil && !full {
+		t = newTrack(c, ssrc, transceiver.Kind(), transceiver.Mid(), codec, parameters)
+		t.rid = rid
+		c.tracks[ssrc] = t
+		c.mu.Unlock()
+		if c.onTrack != nil {
+			t.attach(c.onTrack(t))
+		}
+	} else {
+		c.mu.Unlock()
+	}
+	if t == nil || t.sink == nil {
 		return nil
 	}
 	return t

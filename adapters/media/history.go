@@ -13,15 +13,18 @@ type History struct {
 	next  uint64   // position of the packet to come
 	index []uint64 // by sequence number modulo its length: position + 1, 0 for none
 
-	frame    uint64 // position of the first packet with the newest timestamp
+	newest   uint16 // sequence number
+	frame    uint64 // position of the first packet with the timestamp of that
 	stamp    uint32
 	keyFrame uint64 // position + 1 of the first packet of the newest key frame, 0 for none
 	keyStamp uint32
+	keySeq   uint16
 }
 
 type slot struct {
 	raw       []byte
 	seq       uint16
+	stamp     uint32
 	arrival   time.Time
 	recovered bool
 	keyFrame  bool
@@ -45,18 +48,50 @@ func (h *History) Add(p *Packet) (position uint64) {
 	h.next++
 	s := &h.slots[position%uint64(len(h.slots))]
 	s.raw = append(s.raw[:0], p.raw...)
-	s.seq, s.arrival, s.recovered, s.keyFrame = p.Header.SequenceNumber, p.Arrival, p.Recovered, p.KeyFrame
-	h.index[int(s.seq)%len(h.index)] = position + 1
-	if position == 0 || p.Header.Timestamp != h.stamp && !p.Recovered {
-		h.stamp, h.frame = p.Header.Timestamp, position
+	s.seq, s.stamp = p.Header.SequenceNumber, p.Header.Timestamp
+	s.arrival, s.recovered, s.keyFrame = p.Arrival, p.Recovered, p.KeyFrame
+	// What comes late begins neither a frame nor a key frame newer than the one there is. A number far back is a new source.
+	delta := int16(s.seq - h.newest)
+	late := position > 0 && delta <= 0 && delta > -seenWindow
+	index := &h.index[int(s.seq)%len(h.index)]
+	if !late || !h.keptLocked(*index) || int16(s.seq-h.slotLocked(*index).seq) >= 0 {
+		*index = position + 1
 	}
-	if p.KeyFrame && (h.keyFrame == 0 || p.Header.Timestamp != h.keyStamp) {
-		h.keyStamp, h.keyFrame = p.Header.Timestamp, position+1
-		if p.Header.Timestamp == h.stamp {
-			h.keyFrame = h.frame + 1
+	if !late {
+		if h.newest = s.seq; position == 0 || s.stamp != h.stamp {
+			h.stamp, h.frame = s.stamp, position
 		}
 	}
+	newer := s.stamp != h.keyStamp && (!late || int16(s.seq-h.keySeq) > 0)
+	if p.KeyFrame && (newer || !h.keptLocked(h.keyFrame)) {
+		h.keyStamp, h.keySeq, h.keyFrame = s.stamp, s.seq, h.beginLocked(position)+1
+	}
 	return position
+}
+
+// keptLocked says whether a position + 1 that was noted is still in the ring.
+func (h *History) keptLocked(noted uint64) bool {
+	return noted != 0 && h.next-(noted-1) <= uint64(len(h.slots))
+}
+
+func (h *History) slotLocked(noted uint64) *slot {
+	return &h.slots[(noted-1)%uint64(len(h.slots))]
+}
+
+// beginLocked is the position of the first packet of the frame which the packet at a position belongs to.
+func (h *History) beginLocked(position uint64) uint64 {
+	stamp := h.slotLocked(position + 1).stamp
+	if stamp == h.stamp && h.keptLocked(h.frame+1) {
+		return h.frame
+	}
+	// It came late, when others had begun.
+	first := position
+	for noted := position; h.keptLocked(noted); noted-- {
+		if h.slotLocked(noted).stamp == stamp {
+			first = noted - 1
+		}
+	}
+	return first
 }
 
 // Head is the position that the next packet will have.
@@ -70,7 +105,7 @@ func (h *History) Head() uint64 {
 func (h *History) KeyFrame() (position uint64, ok bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	if h.keyFrame == 0 || h.next-(h.keyFrame-1) > uint64(len(h.slots)) {
+	if !h.keptLocked(h.keyFrame) {
 		return 0, false
 	}
 	return h.keyFrame - 1, true
@@ -107,10 +142,10 @@ func (h *History) At(position uint64, p *Packet) Reading {
 func (h *History) Sequence(seq uint16, p *Packet) bool {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	position := h.index[int(seq)%len(h.index)]
-	if position == 0 || h.next-(position-1) > uint64(len(h.slots)) {
+	noted := h.index[int(seq)%len(h.index)]
+	if !h.keptLocked(noted) {
 		return false
 	}
-	s := &h.slots[(position-1)%uint64(len(h.slots))]
+	s := h.slotLocked(noted)
 	return s.seq == seq && p.copyFrom(s.raw, s) == nil
 }

@@ -6,9 +6,9 @@ import (
 	"github.com/pion/webrtc/v4"
 )
 
-// KeyFrame says whether an RTP payload belongs to the beginning of a frame that needs none before it: parameter sets or
-// an IDR slice for H264 and H265, the first packet of a key frame for VP8 and VP9, a new coded video sequence for AV1.
-// For other codecs every packet is one.
+// KeyFrame says whether an RTP payload belongs to the beginning of a frame that needs none before it: a sequence
+// parameter set or an IDR slice for H264 and H265, the first packet of a key frame for VP8 and VP9, a new coded video
+// sequence for AV1. For other codecs every packet is one.
 func KeyFrame(mime string, payload []byte) bool {
 	if len(payload) == 0 {
 		return false
@@ -21,7 +21,7 @@ func KeyFrame(mime string, payload []byte) bool {
 	case strings.EqualFold(mime, webrtc.MimeTypeVP8):
 		return keyFrameVP8(payload)
 	case strings.EqualFold(mime, webrtc.MimeTypeVP9):
-		// draft RFC 9628, section 4.2: begins a frame (B), not predicted from earlier ones (P clear), lowest layer.
+		// RFC 9628, section 4.2: begins a frame (B), not predicted from earlier ones (P clear), lowest layer.
 		begins, predicted := payload[0]&0x08 != 0, payload[0]&0x40 != 0
 		return begins && !predicted && !upperLayerVP9(payload)
 	case strings.EqualFold(mime, webrtc.MimeTypeAV1):
@@ -58,10 +58,10 @@ func keyFrameH264(payload []byte) bool {
 	return false
 }
 
-// RFC 7798, section 4.4.
+// RFC 7798, section 4.4. A picture parameter set tells nothing: it may come with any picture.
 func keyFrameH265(payload []byte) bool {
 	const aggregation, fragmentation = 48, 49
-	intra := func(kind byte) bool { return kind >= 16 && kind <= 21 || kind >= 32 && kind <= 34 }
+	intra := func(kind byte) bool { return kind >= 16 && kind <= 21 || kind == 32 || kind == 33 }
 	if len(payload) < 3 {
 		return false
 	}

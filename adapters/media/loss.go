@@ -15,7 +15,8 @@ const (
 	maxJump     = 3000 // sequence numbers further apart than this are a new beginning (RFC 3550, appendix A.1)
 	seenWindow  = 4096 // how far back duplicates are known
 	seenWords   = seenWindow / 64
-	maxPairs    = 64 // packet id and bitmask pairs in one NACK: 17 packets each at best
+	headroom    = 1 << 16 // a cycle below the first number, so that what comes out of order right at the start has one
+	maxPairs    = 64      // packet id and bitmask pairs in one NACK: 17 packets each at best
 )
 
 // losses follows the sequence numbers of one track: which packets are new, which are missing, and which of those to ask
@@ -27,7 +28,8 @@ type losses struct {
 	missing []missing // ascending
 
 	base     uint64 // first extended sequence number since the last new beginning
-	received uint64 // since then, without duplicates
+	before   uint64 // packets expected until then
+	received uint64 // in all, without duplicates
 
 	lost, repaired, requested, duplicates uint64
 	roundTrip                             time.Duration // smoothed, from request to repair
@@ -49,7 +51,7 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 	}
 	delta := int64(int16(seq - uint16(l.highest)))
 	switch {
-	case delta > maxJump || delta < -maxJump:
+	case delta > maxJump || delta <= -seenWindow:
 		if retransmission {
 			return false
 		}
@@ -69,7 +71,7 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 		return true
 	default:
 		s := l.highest - uint64(-delta)
-		if s < l.base || -delta >= seenWindow || l.has(s) {
+		if s < l.base || l.has(s) {
 			l.duplicates++
 			return false
 		}
@@ -95,9 +97,10 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 }
 
 func (l *losses) begin(seq uint16) {
-	// A cycle of headroom, so that what comes out of order right at the start has a number.
-	l.started, l.highest = true, 1<<16|uint64(seq)
-	l.base, l.received = l.highest, 1
+	l.before = l.expected()
+	l.started, l.highest = true, headroom|uint64(seq)
+	l.base = l.highest
+	l.received++
 	l.missing = l.missing[:0]
 	clear(l.seen[:])
 	l.mark(l.highest)
@@ -106,6 +109,16 @@ func (l *losses) begin(seq uint16) {
 func (l *losses) mark(s uint64)     { l.seen[s/64%seenWords] |= 1 << (s % 64) }
 func (l *losses) clear(s uint64)    { l.seen[s/64%seenWords] &^= 1 << (s % 64) }
 func (l *losses) has(s uint64) bool { return l.seen[s/64%seenWords]&(1<<(s%64)) != 0 }
+
+// misses says whether a packet has been asked for and not come.
+func (l *losses) misses(seq uint16) bool {
+	for i := range l.missing {
+		if uint16(l.missing[i].seq) == seq && l.missing[i].requests > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 func (l *losses) measure(d time.Duration) {
 	if l.roundTrip == 0 {
@@ -116,14 +129,13 @@ func (l *losses) measure(d time.Duration) {
 }
 
 // due lists the packets to ask for now: each at once when its gap is noticed, then again after the time that an answer
-// takes and a half more, longer each time. rtt is used until the answers themselves have been timed; 0 means unknown.
+// takes and a half more, longer each time. rtt is that of the path, 0 where it is unknown. No answer comes sooner: what
+// seems to was only out of order.
 func (l *losses) due(now time.Time, rtt time.Duration, pairs []rtcp.NackPair) []rtcp.NackPair {
 	if len(l.missing) == 0 {
 		return pairs
 	}
-	if l.roundTrip > 0 {
-		rtt = l.roundTrip
-	} else if rtt == 0 {
+	if rtt = max(rtt, l.roundTrip); rtt == 0 {
 		rtt = assumedRTT
 	}
 	wait := max(rtt+rtt/2, minRetry)
@@ -158,10 +170,10 @@ func appendPair(pairs []rtcp.NackPair, seq uint16) []rtcp.NackPair {
 	return append(pairs, rtcp.NackPair{PacketID: seq})
 }
 
-// expected counts the packets that should have come since the last new beginning (RFC 3550, appendix A.3).
+// expected counts the packets that should have come (RFC 3550, appendix A.3).
 func (l *losses) expected() uint64 {
 	if !l.started {
 		return 0
 	}
-	return l.highest - l.base + 1
+	return l.before + l.highest - l.base + 1
 }

@@ -20,8 +20,8 @@ import (
 
 const (
 	// A retransmission over a path of 200 ms comes back hundreds of packets late; pion's default window of 64 takes it
-	// for a replay and drops it silently.
-	replayWindow = 4096
+	// for a replay and drops it silently. A larger one costs: the window is shifted for every packet.
+	replayWindow = 1024
 
 	iceDisconnected = 3 * time.Second // silence after which a connection is in doubt
 	iceFailed       = 3 * time.Second // further silence after which it is gone

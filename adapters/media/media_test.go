@@ -2,6 +2,7 @@ package media
 
 import (
 	"encoding/binary"
+	"iter"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -45,6 +46,23 @@ func TestLosses(t *testing.T) {
 		{"repaired", []step{{10, true, 0, nil}, {12, true, 0, []uint16{11}}, {11, true, 40 * time.Millisecond, nil}, {11, false, 0, nil}}, 0},
 		{"a jump is a new beginning", []step{{10, true, 0, nil}, {30000, true, 0, nil}, {30001, true, 0, nil}}, 0},
 		{"before the beginning", []step{{10, true, 0, nil}, {9, false, 0, nil}}, 0},
+		{"reordering is no measure of the path", []step{
+			{10, true, 0, nil},
+			{12, true, 0, []uint16{11}},
+			{11, true, time.Millisecond, nil},
+			{14, true, 2 * time.Millisecond, []uint16{13}},
+			{15, true, 100 * time.Millisecond, nil},
+			{16, true, 153 * time.Millisecond, []uint16{13}},
+		}, 1},
+		{"far back and late", []step{
+			{10, true, 0, nil},
+			{3000, true, 0, slices.Collect(upTo(11, 522))},
+			{3010, true, 1, nil},
+			{5, false, 0, nil},
+			{4009, true, 2, nil},
+			{11, true, 3, nil},
+			{4010, true, 4, nil},
+		}, 3995},
 		{"given up", []step{{10, true, 0, nil}, {12, true, 0, []uint16{11}}, {13, true, 3 * time.Second, nil}}, 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -62,6 +80,13 @@ func TestLosses(t *testing.T) {
 				t.Errorf("lost = %d, want %d", l.lost, tt.lost)
 			}
 		})
+	}
+}
+
+func upTo(first, last uint16) iter.Seq[uint16] {
+	return func(yield func(uint16) bool) {
+		for seq := first; seq <= last && yield(seq); seq++ {
+		}
 	}
 }
 
@@ -175,6 +200,7 @@ func TestKeyFrame(t *testing.T) {
 		{"H264 FU-A start", webrtc.MimeTypeH264, []byte{0x7c, 0x85}, true},
 		{"H264 FU-A middle", webrtc.MimeTypeH264, []byte{0x7c, 0x05}, false},
 		{"H265 VPS", webrtc.MimeTypeH265, []byte{0x40, 1, 0}, true},
+		{"H265 PPS, which comes with any picture", webrtc.MimeTypeH265, []byte{0x44, 1, 0}, false},
 		{"H265 trailing", webrtc.MimeTypeH265, []byte{0x02, 1, 0}, false},
 		{"H265 FU start of IDR", webrtc.MimeTypeH265, []byte{0x62, 1, 0x93}, true},
 		{"VP8 key", webrtc.MimeTypeVP8, []byte{0x10, 0x00}, true},
@@ -286,39 +312,50 @@ func newLink(t *testing.T, sink func(*Track) Sink, drop func([]byte) bool) *link
 	l.audio = l.from.NewSender(SenderOptions{
 		Kind: webrtc.RTPCodecTypeAudio, Codec: webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeOpus}, ID: "a", StreamID: "s",
 	})
-	connected := make(chan struct{})
-	l.fromPC.OnConnectionStateChange(func(state webrtc.PeerConnectionState) {
-		if state == webrtc.PeerConnectionStateConnected {
-			close(connected)
-		}
-	})
 	for _, s := range []*Sender{l.video, l.audio} {
 		if _, err := l.fromPC.AddTransceiverFromTrack(s, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	offer, err := l.fromPC.CreateOffer(nil)
+	connect(t, l.fromPC, l.toPC, nil)
+	return l
+}
+
+// connect negotiates, with the offer rewritten as another client would have put it, and waits for the connection.
+func connect(t *testing.T, from, to *webrtc.PeerConnection, rewrite func(sdp string) string) {
+	t.Helper()
+	connected := make(chan struct{})
+	from.OnConnectionStateChange(func(state webrtc.PeerConnectionState) {
+		if state == webrtc.PeerConnectionStateConnected {
+			close(connected)
+		}
+	})
+	offer, err := from.CreateOffer(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	gathered := webrtc.GatheringCompletePromise(l.fromPC)
-	if err = l.fromPC.SetLocalDescription(offer); err != nil {
+	gathered := webrtc.GatheringCompletePromise(from)
+	if err = from.SetLocalDescription(offer); err != nil {
 		t.Fatal(err)
 	}
 	<-gathered
-	if err = l.toPC.SetRemoteDescription(*l.fromPC.LocalDescription()); err != nil {
+	offer = *from.LocalDescription()
+	if rewrite != nil {
+		offer.SDP = rewrite(offer.SDP)
+	}
+	if err = to.SetRemoteDescription(offer); err != nil {
 		t.Fatal(err)
 	}
-	answer, err := l.toPC.CreateAnswer(nil)
+	answer, err := to.CreateAnswer(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	gathered = webrtc.GatheringCompletePromise(l.toPC)
-	if err = l.toPC.SetLocalDescription(answer); err != nil {
+	gathered = webrtc.GatheringCompletePromise(to)
+	if err = to.SetLocalDescription(answer); err != nil {
 		t.Fatal(err)
 	}
 	<-gathered
-	if err = l.fromPC.SetRemoteDescription(*l.toPC.LocalDescription()); err != nil {
+	if err = from.SetRemoteDescription(*to.LocalDescription()); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -326,7 +363,6 @@ func newLink(t *testing.T, sink func(*Track) Sink, drop func([]byte) bool) *link
 	case <-time.After(10 * time.Second):
 		t.Fatal("not connected")
 	}
-	return l
 }
 
 // lossy is a transport whose packets of media go through a filter.
@@ -554,6 +590,8 @@ func TestSplice(t *testing.T) {
 		}
 		return true
 	})
+	video.mu.Lock()
+	defer video.mu.Unlock()
 	for i := range 130 {
 		want := i
 		if i >= 50 {
@@ -597,8 +635,8 @@ func BenchmarkTrack(b *testing.B) {
 
 type discard struct{}
 
-func (discard) WriteRTP(*rtp.Header, []byte) (int, error) { return 0, nil }
-func (discard) Write([]byte) (int, error)                 { return 0, nil }
+func (discard) WriteRTP(_ *rtp.Header, b []byte) (int, error) { return len(b), nil }
+func (discard) Write(b []byte) (int, error)                   { return len(b), nil }
 
 func newTestMux(conn net.PacketConn) ice.UDPMux {
 	return ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: conn})

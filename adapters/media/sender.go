@@ -16,7 +16,8 @@ import (
 const (
 	ownHistory = 512 // packets a Sender keeps where it was given no History: more than a second at 2 Mbit/s
 	maxSplices = 8
-	maxResends = 128 // packets sent again for one NACK
+	maxAge     = 1 << 14 // sequence numbers further back than this are not asked for, and no history reaches there
+	maxResends = 128     // packets sent again for one NACK
 	resendMin  = 10 * time.Millisecond
 	guardSlots = 256
 )
@@ -206,23 +207,29 @@ func (s *Sender) Packet(p *Packet) {
 		s.last = seq
 	}
 	s.sending = true
+	// One cycle is soon gone through: a splice must not be taken for one that is still to come.
+	for len(s.splices) > 0 && s.last-s.splices[0].from >= maxAge {
+		s.splices = append(s.splices[:0], s.splices[1:]...)
+	}
 	s.fillLocked(p, seq)
-	if _, err := s.writer.WriteRTP(&s.header, p.Payload); err != nil {
+	if n, err := s.writer.WriteRTP(&s.header, p.Payload); err != nil {
 		s.stats.Errors++
 		return
+	} else if n == 0 {
+		return // pion drops packets silently until the connection is up
 	}
 	s.stats.Packets++
 	s.stats.Bytes += uint64(len(p.Payload))
 }
 
-// beforeSpliceLocked says whether a sequence number, reckoned with the offset of now, lies before the last splice. A
-// splice that is half a cycle ago tells nothing.
+// beforeSpliceLocked says whether a sequence number, reckoned with the offset of now, lies before the last splice.
 func (s *Sender) beforeSpliceLocked(seq uint16) bool {
 	if len(s.splices) == 0 {
 		return false
 	}
 	from := s.splices[len(s.splices)-1].from
-	return int16(seq-from) < 0 && int16(s.last-from) >= 0 && s.last-from < 1<<14
+	age := int16(from - seq)
+	return age > 0 && age < seenWindow
 }
 
 // fillLocked makes the header to be sent of the one that came in.
@@ -271,18 +278,24 @@ func (s *Sender) SenderReport(r SenderReport) {
 }
 
 func (s *Sender) receiveRTCP(ssrc uint32, p rtcp.Packet) {
+	s.mu.Lock()
+	own := s.ssrc == ssrc
+	s.mu.Unlock()
+	if !own {
+		return // about RTX
+	}
 	switch p := p.(type) {
 	case *rtcp.TransportLayerNack:
-		if p.MediaSSRC == s.ssrc {
+		if p.MediaSSRC == ssrc {
 			s.resend(p.Nacks)
 		}
 	case *rtcp.PictureLossIndication:
-		if p.MediaSSRC == s.ssrc {
+		if p.MediaSSRC == ssrc {
 			s.keyFrameRequested()
 		}
 	case *rtcp.FullIntraRequest:
 		for _, entry := range p.FIR {
-			if entry.SSRC == s.ssrc {
+			if entry.SSRC == ssrc {
 				s.keyFrameRequested()
 			}
 		}
@@ -357,7 +370,8 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 	if g.seq == seq && !g.at.IsZero() && now.Sub(g.at) < guard {
 		return
 	}
-	if !s.options.History.Sequence(seq-s.offsetOf(seq), &s.packet) {
+	offset, ok := s.offsetOf(seq)
+	if !ok || !s.options.History.Sequence(seq-offset, &s.packet) {
 		s.stats.Unanswered++
 		return
 	}
@@ -382,17 +396,22 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 	s.stats.Resent++
 }
 
-// offsetOf is the offset under which a sequence number was sent.
-func (s *Sender) offsetOf(seq uint16) uint16 {
+// offsetOf is the offset under which a sequence number was sent; false where so many splices have come since that it is
+// forgotten.
+func (s *Sender) offsetOf(seq uint16) (offset uint16, ok bool) {
 	for i := len(s.splices) - 1; i >= 0; i-- {
 		if int16(seq-s.splices[i].from) >= 0 {
-			return s.splices[i].offset
-		}
-		if i == 0 {
-			return s.splices[i].before
+			return s.splices[i].offset, true
 		}
 	}
-	return s.offset
+	switch len(s.splices) {
+	case 0:
+		return s.offset, true
+	case maxSplices:
+		return 0, false
+	default:
+		return s.splices[0].before, true
+	}
 }
 
 // SenderStats counts since the Sender was made.

@@ -17,7 +17,7 @@ const (
 // Track is one audio or video track that comes in. Its methods may be called concurrently.
 type Track struct {
 	conn       *Conn
-	sink       Sink
+	sink       Sink // nil: ignored; set under mu by the reading goroutine
 	kind       webrtc.RTPCodecType
 	mid, rid   string
 	ssrc       uint32
@@ -35,6 +35,7 @@ type Track struct {
 	nacks       uint64
 	plis        uint64
 	keyFrames   uint64
+	keyStamp    uint32 // RTP timestamp of the last one
 	last        time.Time
 
 	wanted    bool // a key frame has been asked for and has not come
@@ -68,6 +69,12 @@ func newTrack(c *Conn, ssrc uint32, kind webrtc.RTPCodecType, mid string, codec 
 		t.nack = t.nack || feedback.Type == webrtc.TypeRTCPFBNACK && feedback.Parameter == ""
 	}
 	return t
+}
+
+func (t *Track) attach(sink Sink) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sink = sink
 }
 
 // Kind is audio or video.
@@ -132,13 +139,15 @@ func (t *Track) sendPLI() {
 func (t *Track) receive(p *Packet) {
 	now := p.Arrival
 	t.mu.Lock()
-	if p.Header.PayloadType != t.payloadType && !t.switchLocked(p.Header.PayloadType) {
+	fresh := t.losses.arrived(p.Header.SequenceNumber, now, p.Recovered)
+	codec, known := t.codecOfLocked(p.Header.PayloadType)
+	if !fresh || !known {
 		t.mu.Unlock()
 		return
 	}
-	if !t.losses.arrived(p.Header.SequenceNumber, now, p.Recovered) {
-		t.mu.Unlock()
-		return
+	// A publisher may change its codec. What comes late, from before the change, does not change it back.
+	if p.Header.PayloadType != t.payloadType && uint16(t.losses.highest) == p.Header.SequenceNumber && !p.Recovered {
+		t.payloadType, t.codec = p.Header.PayloadType, codec
 	}
 	t.packets++
 	t.bytes += uint64(len(p.Payload))
@@ -146,9 +155,12 @@ func (t *Track) receive(p *Packet) {
 	if !p.Recovered {
 		t.jitter.arrived(p.Header.Timestamp, now, t.codec.ClockRate)
 	}
-	p.KeyFrame = t.kind == webrtc.RTPCodecTypeVideo && KeyFrame(t.codec.MimeType, p.Payload)
+	p.KeyFrame = t.kind == webrtc.RTPCodecTypeVideo && KeyFrame(codec.MimeType, p.Payload)
 	if p.KeyFrame {
-		t.keyFrames++
+		if t.keyFrames == 0 || p.Header.Timestamp != t.keyStamp {
+			t.keyFrames++
+		}
+		t.keyStamp = p.Header.Timestamp
 		t.wanted = false
 	}
 	pli := t.keyFrameDueLocked(now)
@@ -158,26 +170,50 @@ func (t *Track) receive(p *Packet) {
 
 	t.sink.Packet(p)
 
+	t.sendDue(pli, nack)
+	if receiverReport != nil {
+		t.conn.writeRTCP(receiverReport)
+	}
+}
+
+// remind asks again for what has been asked for in vain, though nothing of the track has come meanwhile.
+func (t *Track) remind(now time.Time) {
+	t.mu.Lock()
+	pli := t.keyFrameDueLocked(now)
+	nack := t.nackDueLocked(now)
+	t.mu.Unlock()
+	t.sendDue(pli, nack)
+}
+
+func (t *Track) sendDue(pli bool, nack *rtcp.TransportLayerNack) {
 	if pli {
 		t.sendPLI()
 	}
 	if nack != nil {
 		t.conn.writeRTCP(nack)
 	}
-	if receiverReport != nil {
-		t.conn.writeRTCP(receiverReport)
-	}
 }
 
-// switchLocked follows a publisher that changes its codec.
-func (t *Track) switchLocked(payloadType uint8) bool {
+func (t *Track) codecOfLocked(payloadType uint8) (webrtc.RTPCodecParameters, bool) {
+	if payloadType == t.payloadType {
+		return t.codec, true
+	}
 	for _, codec := range t.codecs {
 		if uint8(codec.PayloadType) == payloadType && !sameMIME(codec.MimeType, webrtc.MimeTypeRTX) {
-			t.payloadType, t.codec = payloadType, codec
-			return true
+			return codec, true
 		}
 	}
-	return false
+	return webrtc.RTPCodecParameters{}, false
+}
+
+// repairs is the payload type of the originals that an RTX payload type stands for.
+func (t *Track) repairs(payloadType uint8) (uint8, bool) {
+	for i := range t.codecs {
+		if uint8(t.codecs[i].PayloadType) == payloadType {
+			return associated(t.codecs[i])
+		}
+	}
+	return 0, false
 }
 
 func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
@@ -205,12 +241,9 @@ func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
 	}
 	current := report{expected: t.losses.expected(), received: t.losses.received}
 	expected, received := current.expected-t.reference.expected, current.received-t.reference.received
-	if current.expected < t.reference.expected { // a new beginning came between
-		expected, received = current.expected, current.received
-	}
 	t.reference = current
 	block := rtcp.ReceptionReport{
-		SSRC: t.ssrc, LastSequenceNumber: uint32(t.losses.highest), Jitter: uint32(t.jitter.value / jitterFactor),
+		SSRC: t.ssrc, LastSequenceNumber: uint32(t.losses.highest - headroom), Jitter: uint32(t.jitter.value / jitterFactor),
 		TotalLost: uint32(min(t.losses.lost, 1<<23-1)), // 24 bits, signed
 	}
 	if expected > received {
@@ -218,7 +251,7 @@ func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
 	}
 	if !t.heardAt.IsZero() {
 		block.LastSenderReport = uint32(t.heard.NTP >> 16)
-		block.Delay = uint32(now.Sub(t.heardAt) * 65536 / time.Second)
+		block.Delay = uint32(max(now.Sub(t.heardAt), 0) * 65536 / time.Second) // the report may have come after the packet
 	}
 	return &rtcp.ReceiverReport{SSRC: receiverSender, Reports: []rtcp.ReceptionReport{block}}
 }
