@@ -16,6 +16,7 @@ demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/s
 
 ##@ Work on it
 build: ## bin/sidestream
+	@test -x bin/sidestream || echo 'Building; the first time takes a minute or two ...'
 	@$(BUILD) -o bin/sidestream ./sidecar
 test: ## every test, with the race detector where there is a C compiler
 	$(GO) test $(RACE) -timeout 8m ./...
