@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench e2e image generate build help clean
+.PHONY: demo test check bench bed e2e image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -35,8 +35,10 @@ bench: ## the relay's hot path beside a bare pion loop, in one run
 	@$(GO) run ./sidecar/relay/bench $(ARGS)
 
 ##@ Try it whole
-e2e: build ## the demo as a user has it, with a real browser where there is one
-	E2E=1 $(GO) test -count=1 -timeout 15m ./e2e/...
+bed: ## control planes for the end-to-end tests, built once into the user's cache: some ten minutes
+	@$(GO) run ./e2e/bed/build
+e2e: build bed ## the demo as a user has it, with a real browser where there is one; real clusters, joined
+	E2E=1 $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 image: ## container image of the sidecar, as a tarball in bin/
 	@$(GO) run ./e2e/image -version $(VERSION)
 

@@ -36,10 +36,13 @@ var arrows = map[string][]string{
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
 
-	"e2e":        {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/player", "github.com/"},
-	"e2e/image":  {"github.com/google/go-containerregistry/"},
-	"e2e/player": {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
-	"e2e/wan":    nil,
+	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/player", "github.com/"},
+	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
+	"e2e/bed/build":   {"e2e/bed"},
+	"e2e/image":       {"github.com/google/go-containerregistry/"},
+	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
+	"e2e/wan":         nil,
+	"e2e/wan/emulate": {"e2e/wan"},
 }
 
 // TestImports keeps imports pointing one way.

@@ -51,7 +51,15 @@ func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 		sites = append(sites, s)
 	}
 	for _, s := range sites {
-		s.until(ctx, t, "all peers", func(st siteStatus) bool { return len(st.Peers) == len(clusters)-1 })
+		s.until(ctx, t, "all peers", func(st siteStatus) bool {
+			connected := 0
+			for _, p := range st.Peers {
+				if p.Connected {
+					connected++
+				}
+			}
+			return connected == len(clusters)-1
+		})
 	}
 	return sites
 }
@@ -73,7 +81,7 @@ func freePorts(t *testing.T, n int) []int {
 
 // siteStatus is what the tests read of /api/status.
 type siteStatus struct {
-	Peers   []struct{ Cluster string }
+	Peers   []struct{ Connected bool }
 	Streams []struct {
 		Stream  string
 		Holders []struct{ Cluster string }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -66,6 +67,8 @@ type node struct {
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
+	superseded prometheus.Gauge
+
 	mu      sync.Mutex
 	readers map[adapters.StreamID]int // as the media server reported last
 }
@@ -82,7 +85,10 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 			n.close()
 		}
 	}()
-	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.superseded = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sidestream_superseded_publications", Help: "Publications at this node's server that later ones elsewhere beat.",
+	})
+	n.registry.MustRegister(n.superseded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, l := range []struct {
 		to            *net.Listener
 		what, address string
@@ -100,7 +106,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		return nil, err
 	}
 
-	n.file = stateFile{name: filepath.Join(settings.StateDir, "state.json"), logger: logger}
+	n.file = stateFile{name: filepath.Join(settings.StateDir, "state.json"), logger: logger, asked: make(chan chan<- struct{})}
 	n.state = n.file.open(catalogue.NodeID(settings.NodeID))
 	n.logger = logger.With("node", n.state.Node, "cluster", settings.Cluster)
 	n.known = catalogue.New(catalogue.Node{
@@ -121,7 +127,8 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		NewSession: func(s relay.Spec) relay.Runner {
 			return n.newSession(s, sessionMetrics)
 		},
-		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Remember: n.file.remember,
+		Pins:     settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{
@@ -241,7 +248,7 @@ func (n *node) run(ctx context.Context) error {
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
 	}
-	working := []part{n.relays.Run, n.watchServer, n.watchRelated, n.discover}
+	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.discover}
 	n.logger.Info("running", "gateway", n.listeners.gateway.Addr().String(), "peers", n.listeners.peer.Addr().String(),
 		"admin", n.listeners.admin.Addr().String(), "incarnation", n.state.Incarnation)
 	return runStages(ctx, server, doors, working)
@@ -291,6 +298,11 @@ func (n *node) watchServer(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
+			// time after this sidecar has begun, is new.
+			n.report(nil)
+		}
 		n.logger.Warn("media server cannot be watched; asking again", "adapter", n.adapter.Name(), "error", err)
 		return struct{}{}, errors.Join(err, errLost)
 	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
@@ -330,11 +342,14 @@ func (n *node) readersOf(id adapters.StreamID) int {
 	return count
 }
 
-// watchRelated tells the mesh on which nodes media depends here, for as long as that changes.
-func (n *node) watchRelated(ctx context.Context) error {
+// watchKnown follows what is known of the streams: it tells the mesh on which nodes media depends here, and people which
+// publications here are beaten by later ones elsewhere.
+func (n *node) watchKnown(ctx context.Context) error {
+	var beaten superseded
 	for {
 		state, changed := n.known.Snapshot()
 		n.mesh.SetRelated(related(state))
+		n.superseded.Set(float64(beaten.follow(state, n.logger)))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -365,6 +380,24 @@ func related(s *catalogue.State) []catalogue.NodeID {
 	}
 	slices.Sort(nodes)
 	return nodes
+}
+
+// superseded are the publications at the own server that others elsewhere beat, by name, and by which.
+type superseded map[adapters.StreamID]catalogue.Publication
+
+// follow logs what has changed, and counts them.
+func (s *superseded) follow(state *catalogue.State, logger *slog.Logger) int {
+	now := superseded{}
+	for _, h := range state.Superseded() {
+		winner, _ := state.Winner(h.Stream)
+		now[h.Stream] = winner
+		if (*s)[h.Stream] != winner {
+			logger.Warn("publication is superseded; only viewers of this node see it", "stream", h.Stream, "epoch", h.Epoch,
+				"by", winner.Origin, "by_epoch", winner.Epoch)
+		}
+	}
+	*s = now
+	return len(now)
 }
 
 // discover tells the mesh where peers are.

@@ -31,6 +31,7 @@ type state struct {
 type stateFile struct {
 	name   string
 	logger *slog.Logger
+	asked  chan chan<- struct{} // who cannot wait for the pause to end; the inner one is closed when the state is written
 }
 
 // open reads the state of the process before and counts the incarnation up. id is the node's given name; where it is
@@ -79,15 +80,34 @@ func (f stateFile) replace(s state) error {
 	return os.Rename(temporary, f.name)
 }
 
+// remember returns when what the catalogue knows now is on disk, or ctx ends. It works while follow runs.
+func (f stateFile) remember(ctx context.Context) {
+	done := make(chan struct{})
+	select {
+	case f.asked <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
 // follow keeps the file up with the catalogue until ctx ends, and writes a last time then.
 func (f stateFile) follow(ctx context.Context, s state, c *catalogue.Catalogue) error {
 	pause := time.NewTicker(writePause)
 	defer pause.Stop()
+	var asked chan<- struct{}
 	for {
 		_, changed := c.Snapshot()
 		if record := c.Record(); !reflect.DeepEqual(record, s.Record) {
 			s.Record = record
 			f.write(s)
+		}
+		if asked != nil {
+			close(asked)
+			asked = nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -95,10 +115,13 @@ func (f stateFile) follow(ctx context.Context, s state, c *catalogue.Catalogue) 
 		select {
 		case <-ctx.Done():
 			continue
+		case asked = <-f.asked:
+			continue
 		case <-changed:
 		}
 		select {
 		case <-ctx.Done():
+		case asked = <-f.asked:
 		case <-pause.C:
 		}
 	}

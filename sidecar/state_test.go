@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -71,4 +76,39 @@ func TestLongFlags(t *testing.T) {
 	if d := cmp.Diff([]string{"demo", "--loss", "1", "--port", "-1", "-h", "--json", "-"}, got); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
+}
+
+// Who cannot wait is not made to wait for the pause between two writes.
+func TestStateIsRememberedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := stateFile{
+			name: filepath.Join(t.TempDir(), "state.json"), logger: slog.New(slog.DiscardHandler), asked: make(chan chan<- struct{}),
+		}
+		s := file.open("a")
+		known := catalogue.New(catalogue.Node{ID: "a", Incarnation: s.Incarnation, Cluster: "a"})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- file.follow(ctx, s, known) }()
+		began := time.Now()
+		for _, id := range []adapters.StreamID{"one", "two", "three"} {
+			known.Carry(id)
+			file.remember(t.Context())
+			var got state
+			content, err := os.ReadFile(file.name)
+			if err == nil {
+				err = json.Unmarshal(content, &got)
+			}
+			if err != nil || !slices.Contains(got.Record.Carried, catalogue.Carried{Stream: id}) {
+				t.Errorf("%s is not remembered: %+v, %v", id, got, err)
+			}
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("took %v", took)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		file.remember(ctx) // nobody follows any more
+	})
 }

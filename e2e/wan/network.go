@@ -13,17 +13,25 @@ import (
 type Network struct {
 	wake chan struct{} // capacity 1: there is something earlier to do than Run knows
 
-	mu      sync.Mutex
-	transit transit
-	conns   map[*Conn]struct{}
-	fresh   []*Conn // made, not yet attended by Run
-	running bool
-	ended   bool
+	mu       sync.Mutex
+	transit  transit
+	attended map[attended]struct{}
+	fresh    []attended // made, not yet attended by Run
+	numbers  int        // given to hosts
+	running  bool
+	ended    bool
+}
+
+// attended is what Run carries for, both ways, until it is aborted or ends by itself.
+type attended interface {
+	carryOut()
+	carryIn()
+	abort()
 }
 
 // NewNetwork returns a network with nothing in it.
 func NewNetwork() *Network {
-	return &Network{wake: make(chan struct{}, 1), conns: make(map[*Conn]struct{})}
+	return &Network{wake: make(chan struct{}, 1), attended: make(map[attended]struct{})}
 }
 
 // Run lets packets go when they are due and carries the bytes of streams. What is sent before it runs waits; when ctx
@@ -46,12 +54,12 @@ func (n *Network) Run(ctx context.Context) error {
 	defer timer.Stop()
 	var due []*packet
 	for {
-		var fresh []*Conn
+		var fresh []attended
 		var next time.Time
 		due, fresh, next = n.collect(time.Now(), due[:0])
-		for _, c := range fresh {
-			attendants.Go(c.carryOut)
-			attendants.Go(c.carryIn)
+		for _, a := range fresh {
+			attendants.Go(a.carryOut)
+			attendants.Go(a.carryIn)
 		}
 		for _, p := range due {
 			p.to.release(p)
@@ -78,7 +86,7 @@ func sleep(until time.Time) time.Duration {
 }
 
 // collect takes out what is to be done now, and says when there will be more.
-func (n *Network) collect(now time.Time, due []*packet) ([]*packet, []*Conn, time.Time) {
+func (n *Network) collect(now time.Time, due []*packet) ([]*packet, []attended, time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for p := n.transit.due(now); p != nil; p = n.transit.due(now) {
@@ -111,37 +119,46 @@ func (n *Network) nudge() {
 	}
 }
 
-// attend has Run carry the bytes of a stream.
-func (n *Network) attend(c *Conn) {
+// attend has Run carry for something new. Where the network has ended it aborts that and says false.
+func (n *Network) attend(a attended) bool {
 	n.mu.Lock()
 	ended := n.ended
 	if !ended {
-		n.conns[c] = struct{}{}
-		n.fresh = append(n.fresh, c)
+		n.attended[a] = struct{}{}
+		n.fresh = append(n.fresh, a)
 	}
 	n.mu.Unlock()
 	if ended {
-		c.abort()
-		return
+		a.abort()
+		return false
 	}
 	n.nudge()
+	return true
 }
 
-func (n *Network) forget(c *Conn) {
+func (n *Network) forget(a attended) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.conns, c)
+	delete(n.attended, a)
+}
+
+// number is one higher each time.
+func (n *Network) number() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.numbers++
+	return n.numbers
 }
 
 func (n *Network) end() {
 	n.mu.Lock()
 	n.ended = true
-	conns := n.conns
-	n.conns, n.fresh = make(map[*Conn]struct{}), nil
+	all := n.attended
+	n.attended, n.fresh = make(map[attended]struct{}), nil
 	n.transit.clear()
 	n.mu.Unlock()
-	for c := range conns {
-		c.abort()
+	for a := range all {
+		a.abort()
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 // running has a network run until the test ends.
-func running(t *testing.T) *Network {
+func running(t testing.TB) *Network {
 	t.Helper()
 	n := NewNetwork()
 	ctx, cancel := context.WithCancel(context.Background())

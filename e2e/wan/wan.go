@@ -1,6 +1,9 @@
 // Package wan emulates wide-area links for tests and for the demo: delay, jitter, loss, rate, reordering and cuts, per
-// direction, by a seed, changeable while traffic flows. It needs no root: it wraps the sockets of one end, a
-// [PacketConn] for UDP and a [Conn], listener or dialler for TCP. Wrap one end only, or the distance counts twice.
+// direction, by a seed, changeable while traffic flows.
+//
+// It has two forms. One wraps the sockets of one end, a [PacketConn] for UDP and a [Conn], listener or dialler for TCP, and
+// needs no root. Wrap one end only, or the distance counts twice. The other joins network namespaces of Linux, each a
+// [Host] in which any program runs unchanged, and needs root; the command emulate makes it useful by hand.
 //
 // A [Direction] decides about each packet and knows nothing of sockets; a [Network] keeps what is under way and
 // lets it go in time. Its Run is the only thing here that starts goroutines.

@@ -200,7 +200,7 @@ func TestValidate(t *testing.T) {
 		"SFU in here":       {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
 		"SFU elsewhere":     {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
 		"SFU addresses":     {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
-		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger = 0, -1 }, []string{"GATEWAY_HOLD", "RELAY_LINGER"}},
+		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger = 0, 0 }, []string{"GATEWAY_HOLD", "RELAY_LINGER"}},
 		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
 		"no TLS directory":  {func(c *Config) { c.Peer.TLSDir = "" }, []string{"SIDESTREAM_PEER_TLS_DIR"}},

@@ -18,6 +18,8 @@ const (
 	waitRetry = 2 * time.Second
 	// pollTimeout bounds one look at a session.
 	pollTimeout = 5 * time.Second
+	// countTime is in which a server that counts readers says so of a stream that has just come.
+	countTime = time.Second
 )
 
 // viewer is one play as demand for its stream.
@@ -206,6 +208,9 @@ func (g *Gateway) keep(ctx context.Context, v *viewer) {
 			looked = time.Now()
 		}
 		wait := g.o.PollInterval
+		if first && g.o.Readers != nil {
+			wait = min(wait, countTime)
+		}
 		if release == nil && g.o.Adapter.Traits().AcceptsAndWaits {
 			wait = min(wait, waitRetry)
 		}

@@ -135,20 +135,32 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 
 	ctx, cancel := context.WithTimeout(req.Context(), g.o.HoldTimeout)
 	defer cancel()
-	release, err := g.o.Relays.Acquire(ctx, p.stream)
-	if errors.Is(err, adapters.ErrNoStream) {
-		outcome = "missing"
-		return refusal, nil
-	}
-	discard(refusal)
-	if err == nil {
-		p.release = release
+	var err error
+	for pauses := repeats; ; pauses = repeats[1:] {
+		if p.release, err = g.o.Relays.Acquire(ctx, p.stream); errors.Is(err, adapters.ErrNoStream) {
+			outcome = "missing"
+			return refusal, nil
+		}
+		if err != nil {
+			break
+		}
 		var resp *http.Response
-		if resp, err = p.repeat(ctx, req); err == nil {
+		if resp, err = p.repeat(ctx, req, pauses); err == nil {
+			discard(refusal)
 			outcome = "served"
 			return resp, nil
 		}
+		if resp == nil {
+			break
+		}
+		// What made the stream seem to be here has just ended: a relay whose server or parent is gone, or a publisher. Its
+		// viewers come back at once, and ask before that is known.
+		discard(refusal)
+		refusal = resp
+		p.release()
+		p.release = nil
 	}
+	discard(refusal)
 	switch {
 	case req.Context().Err() != nil:
 		outcome = "gone"
@@ -166,16 +178,19 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 
 var errStillMissing = errors.New("media server does not serve the stream that was published to it")
 
-// repeat sends the play again now that its stream is here, a few times. ctx bounds the pauses only: the answer's body
-// lives as long as the request.
-func (p *play) repeat(ctx context.Context, req *http.Request) (*http.Response, error) {
-	for _, d := range repeats {
+// repeat sends the play again now that its stream is here, a few times. Where the server has the stream by none of them,
+// its last answer comes with errStillMissing. ctx bounds the pauses only: the answer's body lives as long as the request.
+func (p *play) repeat(ctx context.Context, req *http.Request, pauses []time.Duration) (*http.Response, error) {
+	for i, d := range pauses {
 		if err := pause(ctx, d); err != nil {
 			return nil, err
 		}
 		resp, missing, err := p.ask(req)
-		if err != nil || !missing {
+		switch {
+		case err != nil || !missing:
 			return resp, err
+		case i == len(pauses)-1:
+			return resp, errStillMissing
 		}
 		discard(resp)
 	}

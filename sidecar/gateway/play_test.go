@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -39,7 +40,7 @@ func TestPlays(t *testing.T) {
 		"nobody holds it":        {acquire: adapters.ErrNoStream, status: 404, body: refusal, forwarded: 1},
 		"pull fails":             {acquire: errors.New("broken"), status: 503, forwarded: 1},
 		"pull hangs":             {slow: true, status: 503, forwarded: 1, options: func(o *Options) { o.HoldTimeout = 20 * time.Millisecond }},
-		"fetched, not served":    {status: 503, acquires: 1, forwarded: 1 + len(repeats)},
+		"fetched, not served":    {status: 503, acquires: 1, forwarded: 4, options: func(o *Options) { o.HoldTimeout = 500 * time.Millisecond }},
 		"no relays":              {status: 404, body: refusal, forwarded: 1, options: func(o *Options) { o.Relays = nil }},
 		"not allowed":            {refuse: 401, status: 401, body: "refused", forwarded: 1},
 		"not found, other words": {refuse: 404, status: 404, body: "refused", forwarded: 1},
@@ -111,6 +112,42 @@ func TestPlays(t *testing.T) {
 }
 
 // TestReleasedAfterAnswer: where the server counts readers, the relay is held until the answer has been passed on.
+// TestStreamEndsWhileAsked: the viewers of a relay that has just ended come back before its end is known; they are held
+// until it runs again, or told the server's own words where it does not.
+func TestStreamEndsWhileAsked(t *testing.T) {
+	for name, tt := range map[string]struct {
+		second error // of the second Acquire
+		status int
+	}{
+		"comes again": {status: 201},
+		"is no more":  {second: adapters.ErrNoStream, status: 404},
+		"cannot come": {second: errors.New("broken"), status: 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			asked := 0
+			r := newRelays(func(_ context.Context, id adapters.StreamID) error {
+				if asked++; asked == 1 {
+					return nil // it seems to be here
+				}
+				if tt.second == nil {
+					s.publish(string(id))
+				}
+				return tt.second
+			})
+			n := newNode(t, s, func(o *Options) { o.Relays, o.Readers = r, counted(0) })
+			got := do(t, "POST", n.public.URL+"/live/demo/whep", offer)
+			if got.Status != tt.status || asked != 2 {
+				t.Errorf("%d %q after %d, want %d", got.Status, got.Body, asked, tt.status)
+			}
+			if tt.status == 404 && got.Header.Get("Server") != "fake" {
+				t.Errorf("not the server's own words: %v", got.Header)
+			}
+			r.await(t, "released", func() bool { return r.held == 0 && r.waiting == 0 })
+		})
+	}
+}
+
 func TestReleasedAfterAnswer(t *testing.T) {
 	s := newServer(t)
 	r := newRelays(func(_ context.Context, id adapters.StreamID) error { s.publish(string(id)); return nil })
@@ -273,6 +310,7 @@ func TestDemandEndsByTime(t *testing.T) {
 		look    func(since time.Duration) int // the server's answer about the session
 		readers func(since time.Duration) int
 		want    time.Duration // when the relay is let go, to the poll
+		most    time.Duration // how much later at most; 0: a poll
 	}{
 		"too old":            {look: func(time.Duration) int { return 204 }, want: 6 * time.Hour},
 		"server never tells": {look: func(time.Duration) int { return 404 }, want: 6 * time.Hour},
@@ -287,6 +325,12 @@ func TestDemandEndsByTime(t *testing.T) {
 				return 500
 			}
 			return 200
+		}},
+		"the server counts in a moment": {look: func(time.Duration) int { return 200 }, want: time.Second, most: 3 * time.Second, readers: func(d time.Duration) int {
+			if d >= 500*time.Millisecond {
+				return 1
+			}
+			return -1
 		}},
 		"the server counts after all": {want: time.Minute, look: func(time.Duration) int { return 200 }, readers: func(d time.Duration) int {
 			if d >= time.Minute {
@@ -326,7 +370,7 @@ func TestDemandEndsByTime(t *testing.T) {
 				if r.holding() != 1 {
 					t.Errorf("let go before %v", tt.want)
 				}
-				time.Sleep(DefaultPollInterval + time.Second)
+				time.Sleep(cmp.Or(tt.most, DefaultPollInterval+time.Second))
 				synctest.Wait()
 				if r.holding() != 0 {
 					t.Errorf("still held after %v", time.Since(began))

@@ -753,27 +753,27 @@ func (l *link) next(now time.Time) (*pb.Frame, time.Duration) {
 func (l *link) heartbeat(now time.Time) *pb.Frame {
 	m := l.mesh
 	m.mu.Lock()
-	ready, draining, wanted := m.ready, m.draining, m.period(l.node.ID, now)
+	l.mu.Lock()
+	ready, draining := m.ready, m.draining
+	l.wanted = m.period(l.node.ID, now) // under both locks, so that what setPeriod says meanwhile is not undone
+	related := min(l.wanted, l.theirs) < distantPeriod
+	l.mu.Unlock()
 	m.mu.Unlock()
 	clock := m.o.Catalogue.Clock()
 	var ages []*pb.PacketAge
-	l.mu.Lock()
-	related := min(wanted, l.theirs) < distantPeriod
-	l.mu.Unlock()
 	if related && m.o.PacketAges != nil {
 		ages = packetAgeFrames(m.o.PacketAges(l.node.ID))
 	}
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wanted = wanted
 	l.sequence++
 	l.beats[l.sequence%beatMemory] = now
 	l.beaten = now
 	b := &pb.Heartbeat{
 		Sequence: l.sequence, Clock: clock, Ready: ready, Draining: draining,
-		PeriodMs:       uint32(min(wanted, l.theirs).Milliseconds()),
-		WantedPeriodMs: uint32(wanted.Milliseconds()),
+		PeriodMs:       uint32(min(l.wanted, l.theirs).Milliseconds()),
+		WantedPeriodMs: uint32(l.wanted.Milliseconds()),
 		Probe:          l.probeNow,
 		PacketAges:     ages,
 	}

@@ -382,6 +382,10 @@ func (m *Mesh) ask(
 		if l == nil || l == last {
 			return nil, nil, ErrNotConnected
 		}
+		// Until now its heartbeats may have been those of a distant node: viewers wait for the answer, and it must not take
+		// as long as these to see that there will be none.
+		l.probe()
+		m.wakeDeadline.raise()
 		answer, err := l.ask(ctx, question)
 		if !errors.Is(err, ErrNotConnected) {
 			return answer, l, err

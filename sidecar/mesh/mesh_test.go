@@ -243,6 +243,56 @@ func TestHeartbeatsLost(t *testing.T) {
 	}
 }
 
+// Two nodes that found each other by two connections, of which one was closed at once: when the other breaks with its
+// node, what counts is how often that one was heard, not what the closed one was promised.
+func TestADeathAfterTwoConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(10 * time.Millisecond)
+		a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b", dies: true})
+		a.SetPeers(at(addrB))
+		b.SetPeers(at(addrA))
+		a.book.hears(t, "b", 0)
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if x, y := net.dialled(addrA), net.dialled(addrB); x == 0 || y == 0 {
+			t.Fatalf("dialled %d and %d times: this test needs both", x, y)
+		}
+		a.SetRelated([]catalogue.NodeID{"b"})
+		time.Sleep(2 * time.Second)
+		net.freeze(hostB, true)
+		net.cut(hostA)
+		began := time.Now()
+		a.book.until(t, "b is lost", func() bool { return len(a.book.forgotten()) > 0 })
+		if took := time.Since(began); took > 1500*time.Millisecond {
+			t.Errorf("lost after %v", took)
+		}
+		net.freeze(hostB, false)
+	})
+}
+
+// Who is asked something and has died is not waited for as long as a distant node's heartbeats would take to tell.
+func TestADeathIsSeenWhenSomethingIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(50 * time.Millisecond)
+		a, b := net.member(t, hostA, config{id: "a"}), net.member(t, hostB, config{id: "b"})
+		a.SetPeers(at(addrB))
+		a.book.hears(t, "b", 0)
+		time.Sleep(time.Minute)
+		net.freeze(hostB, true)
+		began := time.Now()
+		if _, err := a.Pull(t.Context(), "b", "x"); err == nil {
+			t.Error("answered")
+		}
+		a.book.until(t, "b is lost", func() bool { return len(a.book.forgotten()) > 0 })
+		if took := time.Since(began); took > 1500*time.Millisecond {
+			t.Errorf("lost after %v", took)
+		}
+		net.freeze(hostB, false)
+		a.book.hears(t, "b", 0)
+		b.book.hears(t, "a", 0)
+	})
+}
+
 func TestHeartbeatPeriods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(80 * time.Millisecond)

@@ -179,12 +179,18 @@ func (m *Mesh) remove(l *link, why error) {
 		return
 	}
 	p.links = slices.Delete(p.links, i, i+1)
-	if d := l.deadline(); d.After(p.deadline) {
-		p.deadline = d
+	if heard := l.lastHeard(); heard.After(p.heard) {
+		p.heard = heard
 	}
-	p.heard = l.lastHeard()
 	before := p.primary
 	m.choose(p)
+	if p.primary == nil {
+		// What a link that ended long ago was promised counts no more; of several that end together, the shortest promise.
+		if before != nil {
+			p.deadline = l.deadline()
+		}
+		p.deadline = earlier(p.deadline, l.deadline())
+	}
 	m.countPeers()
 	if p.primary != nil {
 		m.log.Debug("peer connection ended, another one goes on", "peer", p.node.ID, "error", why)

@@ -29,6 +29,7 @@ const (
 	pullTimeout  = 5 * time.Second
 	missingTime  = time.Second      // for which a parent without a source is remembered
 	serverTime   = time.Second      // in which the local server reports a publisher that took a stream over
+	rememberTime = time.Second      // for which a relay waits at most until it is remembered
 	steadyTime   = 10 * time.Second // a relay that lived this long starts its backoff afresh
 	doubtTime    = time.Minute      // in which a server notices that a publisher, or a relay, is gone
 )
@@ -87,6 +88,9 @@ type ManagerOptions struct {
 	Catalogue  *catalogue.Catalogue
 	Peers      peers
 	NewSession func(Spec) Runner
+	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
+	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
+	Remember   func(context.Context)
 	Pins       []string      // names, or patterns as of path.Match, of streams that are carried without viewers
 	Linger     time.Duration // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int           // 0: 256
@@ -156,6 +160,7 @@ type run struct {
 	why         planner.Reason
 	since       time.Time
 	liveAt      time.Time
+	reported    bool // the local server has reported the stream since it is live
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && r.stopping == "" }
@@ -240,9 +245,22 @@ func (m *Manager) Report(streams []adapters.Stream) {
 		}
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wake()
 	m.server = server
-	m.mu.Unlock()
-	m.wake()
+	for id, e := range m.entries {
+		r := e.run
+		if !r.live() {
+			continue
+		}
+		if s, ok := server[id]; ok && !s.Waiting {
+			r.reported = true
+		} else if r.reported {
+			// The server has lost what the relay publishes: it was restarted, or ended it. The connection to it would notice
+			// seconds later.
+			m.stop(e, endDropped)
+		}
+	}
 }
 
 // Acquire makes sure that the local server has the stream, and blocks until media flows, ctx ends, or it is clear that
@@ -723,6 +741,11 @@ func (m *Manager) carry(ctx context.Context, e *entry, r *run) error {
 		return err
 	}
 	m.o.Catalogue.Carry(e.id)
+	if m.o.Remember != nil {
+		bounded, cancel := context.WithTimeout(ctx, rememberTime)
+		m.o.Remember(bounded)
+		cancel()
+	}
 	ended := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -812,6 +835,13 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	m.settle(e, cmp.Or(m.over(), errPending))
 	m.count()
 	if r.stopping != "" {
+		if r.stopping == endDropped {
+			now := time.Now()
+			if now.Sub(r.liveAt) >= steadyTime {
+				e.retry.Reset()
+			}
+			e.retryAt = now.Add(e.retry.NextBackOff())
+		}
 		m.metrics.ends.WithLabelValues(r.stopping).Inc()
 		m.o.Logger.Info("relay ended", "stream", e.id, "parent", r.parent, "why", r.stopping)
 		return

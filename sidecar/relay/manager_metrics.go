@@ -19,6 +19,7 @@ const (
 	endOrigin   = "origin"
 	endLoop     = "loop"
 	endDrained  = "drained"
+	endDropped  = "dropped"
 	endRefused  = "refused"
 	endFailed   = "failed"
 
@@ -75,7 +76,7 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout} {
 		m.acquires.WithLabelValues(v)
 	}
-	for _, v := range []string{endUnwanted, endMoved, endOrigin, endLoop, endDrained, endRefused, endFailed} {
+	for _, v := range []string{endUnwanted, endMoved, endOrigin, endLoop, endDrained, endDropped, endRefused, endFailed} {
 		m.ends.WithLabelValues(v)
 	}
 	for _, v := range []string{claimGranted, claimHeld, claimSilent} {

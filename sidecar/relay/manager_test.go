@@ -774,6 +774,63 @@ func TestLocalServerFails(t *testing.T) {
 	})
 }
 
+// TestRememberedBeforeItPublishes: a crash at any time leaves nothing behind that the next process takes for a publisher's.
+func TestRememberedBeforeItPublishes(t *testing.T) {
+	for name, hangs := range map[string]bool{"at once": false, "the disk hangs": true} {
+		t.Run(name, func(t *testing.T) {
+			var remembered []catalogue.Carried
+			run(t, func(b *bed, o *relay.ManagerOptions) {
+				o.Remember = func(ctx context.Context) {
+					remembered = b.catalogue.Record().Carried
+					if len(b.sessions) != 1 || len(b.server) > 0 {
+						b.Errorf("%d sessions, at the server: %v", len(b.sessions), b.server)
+					}
+					if hangs {
+						<-ctx.Done()
+					}
+				}
+			}, func(b *bed) {
+				b.peer("b1", "5 b1")
+				defer b.play()()
+				if d := cmp.Diff([]catalogue.Carried{{Stream: "x"}}, remembered); d != "" {
+					b.Error(d)
+				}
+			})
+		})
+	}
+}
+
+// TestServerRestarts: the server's own word that it has lost the stream counts at once; the connection to it would take
+// seconds to fail. A server that loses it again and again is not asked in a circle.
+func TestServerRestarts(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		defer b.play()()
+		b.readers(1)
+		lose := func() {
+			b.report(func(server map[adapters.StreamID]adapters.Stream) { delete(server, "x") })
+		}
+		lose()
+		b.wantOwn("")
+		after(freeTime + 200*time.Millisecond + connectTime)
+		b.wantOwn("5 b1 a1")
+		b.wantPulls("b1", "b1")
+		for range 600 {
+			b.locked(func() {
+				if _, ok := b.server["x"]; !ok {
+					return
+				}
+				delete(b.server, "x")
+			})
+			b.report(nil)
+			after(100 * time.Millisecond)
+		}
+		if sessions, _, _ := b.made(); sessions > 30 {
+			b.Errorf("%d sessions in a minute", sessions)
+		}
+	})
+}
+
 func TestGrantsThatAreRefused(t *testing.T) {
 	for name, g := range map[string]relay.Grant{
 		"no path":             {Epoch: 5},

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/relay"
+)
+
+// watched is a media server of which only its Watch is asked: one answer for each call, then silence.
+type watched struct {
+	adapters.Adapter
+	answers []func(report func([]adapters.Stream)) error
+}
+
+func (w *watched) Name() string { return "fake" }
+
+func (w *watched) Watch(ctx context.Context, report func([]adapters.Stream)) error {
+	if len(w.answers) == 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	answer := w.answers[0]
+	w.answers = w.answers[1:]
+	return answer(report)
+}
+
+// What a server that did not run before has is new; what one has that could not be asked before is not known to be. What
+// a server had that does not run any more is gone.
+func TestWatchServer(t *testing.T) {
+	refused := func(func([]adapters.Stream)) error {
+		return fmt.Errorf("watch: %w", syscall.ECONNREFUSED)
+	}
+	lost := func(func([]adapters.Stream)) error { return errors.New("no answer") }
+	has := func(report func([]adapters.Stream)) error {
+		report([]adapters.Stream{{ID: "show", Session: "1"}})
+		return errors.New("lost")
+	}
+	type answers = []func(func([]adapters.Stream)) error
+	for name, tt := range map[string]struct {
+		answers answers
+		want    map[adapters.StreamID]uint64 // epochs
+	}{
+		"runs already":              {answers{has}, map[adapters.StreamID]uint64{"show": 0}},
+		"starts later":              {answers{refused, has}, map[adapters.StreamID]uint64{"show": 1}},
+		"answers later":             {answers{lost, has}, map[adapters.StreamID]uint64{"show": 0}},
+		"is gone":                   {answers{has, refused}, map[adapters.StreamID]uint64{}},
+		"does not answer any more":  {answers{has, lost}, map[adapters.StreamID]uint64{"show": 0}},
+		"is gone for a moment only": {answers{refused, has, refused, has}, map[adapters.StreamID]uint64{"show": 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				known := catalogue.New(catalogue.Node{ID: "a", Incarnation: 1, Cluster: "a"})
+				n := &node{
+					logger: slog.New(slog.DiscardHandler), adapter: &watched{answers: tt.answers}, known: known,
+					relays: relay.NewManager(relay.ManagerOptions{Catalogue: known}),
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error)
+				go func() { ended <- n.watchServer(ctx) }()
+				time.Sleep(time.Minute) // all answers are asked for
+				synctest.Wait()
+				got := map[adapters.StreamID]uint64{}
+				for _, h := range known.Announcement("b") {
+					got[h.Stream] = h.Epoch
+				}
+				if d := cmp.Diff(tt.want, got); d != "" {
+					t.Error(d)
+				}
+				cancel()
+				if err := <-ended; !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestSupersededIsSaidOnce(t *testing.T) {
+	known := catalogue.New(catalogue.Node{ID: "a", Incarnation: 1, Cluster: "a"})
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	var beaten superseded
+	follow := func(count, lines int) {
+		t.Helper()
+		state, _ := known.Snapshot()
+		if n := beaten.follow(state, logger); n != count || strings.Count(log.String(), "superseded") != lines {
+			t.Errorf("%d, want %d; %d lines wanted: %s", n, count, lines, log.String())
+		}
+	}
+	elsewhere := func(holds ...catalogue.Hold) {
+		t.Helper()
+		if err := known.SetPeer(catalogue.Node{ID: "b", Incarnation: 1, Cluster: "b"}, holds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := known.SetLocal([]adapters.Stream{{ID: "show", Session: "1"}}); err != nil {
+		t.Fatal(err)
+	}
+	follow(0, 0)
+	elsewhere(catalogue.Hold{Stream: "show", Epoch: 7, Path: []catalogue.NodeID{"b"}})
+	follow(1, 1)
+	follow(1, 1)
+	elsewhere(catalogue.Hold{Stream: "show", Epoch: 8, Path: []catalogue.NodeID{"b"}})
+	follow(1, 2)
+	elsewhere()
+	follow(0, 2)
+}
