@@ -358,9 +358,13 @@ type Hello struct {
 	// Random for each process: tells a node that has dialled itself from another one that took its id.
 	Process []byte `protobuf:"bytes,11,opt,name=process,proto3" json:"process,omitempty"`
 	// Counts the connections that the dialler has opened. Of two by the same dialler the later one counts.
-	Connection    uint64 `protobuf:"varint,12,opt,name=connection,proto3" json:"connection,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Connection uint64 `protobuf:"varint,12,opt,name=connection,proto3" json:"connection,omitempty"`
+	// Of Kubernetes: only nodes of one namespace belong together.
+	Namespace string `protobuf:"bytes,13,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// A hash by which two clusters of the same name are told apart. Empty where the node has none.
+	ClusterFingerprint []byte `protobuf:"bytes,14,opt,name=cluster_fingerprint,json=clusterFingerprint,proto3" json:"cluster_fingerprint,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -475,6 +479,20 @@ func (x *Hello) GetConnection() uint64 {
 		return x.Connection
 	}
 	return 0
+}
+
+func (x *Hello) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Hello) GetClusterFingerprint() []byte {
+	if x != nil {
+		return x.ClusterFingerprint
+	}
+	return nil
 }
 
 // Confirm is the dialler's last word in the handshake: this is the pair's connection.
@@ -638,9 +656,11 @@ func (x *Heartbeat) GetPacketAges() []*PacketAge {
 
 // PacketAge is the time since a stream's last packet.
 type PacketAge struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stream        string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
-	AgeMs         uint64                 `protobuf:"varint,2,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Stream string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	AgeMs  uint64                 `protobuf:"varint,2,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// The origin's sequence, as the sender has it: it goes on while the origin can be heard.
+	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,6 +705,13 @@ func (x *PacketAge) GetStream() string {
 func (x *PacketAge) GetAgeMs() uint64 {
 	if x != nil {
 		return x.AgeMs
+	}
+	return 0
+}
+
+func (x *PacketAge) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
 	}
 	return 0
 }
@@ -777,11 +804,13 @@ type Hold struct {
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// The nodes from the origin to the sender, origin first, sender last.
 	Path []string `protobuf:"bytes,3,rep,name=path,proto3" json:"path,omitempty"`
-	// The origin's, for the conflict policy of the name.
+	// The origin's, for conflicts of publications of one name: the higher wins.
 	Priority int32    `protobuf:"zigzag32,4,opt,name=priority,proto3" json:"priority,omitempty"`
 	Tracks   []*Track `protobuf:"bytes,5,rep,name=tracks,proto3" json:"tracks,omitempty"`
 	// The round trips along the path, added up. A hint.
-	DelayUs       uint64 `protobuf:"varint,6,opt,name=delay_us,json=delayUs,proto3" json:"delay_us,omitempty"`
+	DelayUs uint64 `protobuf:"varint,6,opt,name=delay_us,json=delayUs,proto3" json:"delay_us,omitempty"`
+	// The origin's as well: at one priority such a publication wins against those without, and the lower epoch among its like.
+	Oldest        bool `protobuf:"varint,7,opt,name=oldest,proto3" json:"oldest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -856,6 +885,13 @@ func (x *Hold) GetDelayUs() uint64 {
 		return x.DelayUs
 	}
 	return 0
+}
+
+func (x *Hold) GetOldest() bool {
+	if x != nil {
+		return x.Oldest
+	}
+	return false
 }
 
 // Track is one audio or video track of a stream.
@@ -1191,8 +1227,13 @@ type Grant struct {
 	// Goes into the header Sidestream-Pull-Token of the WHEP request.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The parent's current path, origin first, parent last.
-	Path          []string `protobuf:"bytes,2,rep,name=path,proto3" json:"path,omitempty"`
-	Epoch         uint64   `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Path  []string `protobuf:"bytes,2,rep,name=path,proto3" json:"path,omitempty"`
+	Epoch uint64   `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The origin's sequence, as the parent has it: a child takes no parent that may have the stream from itself.
+	Sequence uint64 `protobuf:"varint,4,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// The publication's, as in Hold.
+	Priority      int32 `protobuf:"zigzag32,5,opt,name=priority,proto3" json:"priority,omitempty"`
+	Oldest        bool  `protobuf:"varint,6,opt,name=oldest,proto3" json:"oldest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1246,6 +1287,27 @@ func (x *Grant) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *Grant) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Grant) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Grant) GetOldest() bool {
+	if x != nil {
+		return x.Oldest
+	}
+	return false
 }
 
 // Obituary says that the sender has lost a node's heartbeat. It is a hint: the receiver asks that node itself.
@@ -1406,7 +1468,7 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\agoodbye\x18\n" +
 	" \x01(\v2\x16.sidestream.v1.GoodbyeH\x00R\agoodbye\x122\n" +
 	"\arefusal\x18\v \x01(\v2\x16.sidestream.v1.RefusalH\x00R\arefusalB\x06\n" +
-	"\x04body\"\xb7\x02\n" +
+	"\x04body\"\x86\x03\n" +
 	"\x05Hello\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x18\n" +
@@ -1422,7 +1484,9 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\aprocess\x18\v \x01(\fR\aprocess\x12\x1e\n" +
 	"\n" +
 	"connection\x18\f \x01(\x04R\n" +
-	"connection\"\t\n" +
+	"connection\x12\x1c\n" +
+	"\tnamespace\x18\r \x01(\tR\tnamespace\x12/\n" +
+	"\x13cluster_fingerprint\x18\x0e \x01(\fR\x12clusterFingerprint\"\t\n" +
 	"\aConfirm\"\xcc\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
@@ -1436,23 +1500,25 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\vecho_age_us\x18\t \x01(\x04R\techoAgeUs\x129\n" +
 	"\vpacket_ages\x18\n" +
 	" \x03(\v2\x18.sidestream.v1.PacketAgeR\n" +
-	"packetAges\":\n" +
+	"packetAges\"V\n" +
 	"\tPacketAge\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x15\n" +
-	"\x06age_ms\x18\x02 \x01(\x04R\x05ageMs\"\x94\x01\n" +
+	"\x06age_ms\x18\x02 \x01(\x04R\x05ageMs\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x94\x01\n" +
 	"\x05Holds\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\x04R\x04base\x12)\n" +
 	"\x05holds\x18\x03 \x03(\v2\x13.sidestream.v1.HoldR\x05holds\x12\x1c\n" +
 	"\twithdrawn\x18\x04 \x03(\tR\twithdrawn\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"\xad\x01\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\xc5\x01\n" +
 	"\x04Hold\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
 	"\x04path\x18\x03 \x03(\tR\x04path\x12\x1a\n" +
 	"\bpriority\x18\x04 \x01(\x11R\bpriority\x12,\n" +
 	"\x06tracks\x18\x05 \x03(\v2\x14.sidestream.v1.TrackR\x06tracks\x12\x19\n" +
-	"\bdelay_us\x18\x06 \x01(\x04R\adelayUs\"A\n" +
+	"\bdelay_us\x18\x06 \x01(\x04R\adelayUs\x12\x16\n" +
+	"\x06oldest\x18\a \x01(\bR\x06oldest\"A\n" +
 	"\x05Track\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04mime\x18\x02 \x01(\tR\x04mime\x12\x10\n" +
@@ -1473,11 +1539,14 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12,\n" +
 	"\x05grant\x18\x02 \x01(\v2\x14.sidestream.v1.GrantH\x00R\x05grant\x12\x1a\n" +
 	"\arefused\x18\x03 \x01(\tH\x00R\arefusedB\b\n" +
-	"\x06result\"G\n" +
+	"\x06result\"\x97\x01\n" +
 	"\x05Grant\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x12\n" +
 	"\x04path\x18\x02 \x03(\tR\x04path\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"@\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x04 \x01(\x04R\bsequence\x12\x1a\n" +
+	"\bpriority\x18\x05 \x01(\x11R\bpriority\x12\x16\n" +
+	"\x06oldest\x18\x06 \x01(\bR\x06oldest\"@\n" +
 	"\bObituary\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\t\n" +
