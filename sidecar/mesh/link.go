@@ -113,8 +113,8 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
-	ages      map[adapters.StreamID]time.Duration
-	agesAt    time.Time
+	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
+	flowsAt   time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
 	holdsSeen uint64                               // the sequence of holds
 }
@@ -358,14 +358,11 @@ func (l *link) roundTrip() (time.Duration, bool) {
 	return l.srtt, l.measured
 }
 
-func (l *link) packetAge(stream adapters.StreamID) (time.Duration, bool) {
+func (l *link) flow(stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	age, ok := l.ages[stream]
-	if !ok {
-		return 0, false
-	}
-	return age + time.Since(l.agesAt), true
+	f, ok = l.flows[stream]
+	return f, l.flowsAt, ok
 }
 
 // set is the full set of what the peer holds.
@@ -497,8 +494,8 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if b.GetProbe() {
 		l.beatNow = true
 	}
-	if len(b.GetPacketAges()) > 0 || len(l.ages) > 0 {
-		l.ages, l.agesAt = packetAges(b.GetPacketAges()), now
+	if len(b.GetPacketAges()) > 0 || len(l.flows) > 0 {
+		l.flows, l.flowsAt = flowsFrom(b.GetPacketAges()), now
 	}
 	l.handleEcho(b, now)
 	if l.beatNow {
@@ -760,9 +757,9 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 	l.mu.Unlock()
 	m.mu.Unlock()
 	clock := m.o.Catalogue.Clock()
-	var ages []*pb.PacketAge
-	if related && m.o.PacketAges != nil {
-		ages = packetAgeFrames(m.o.PacketAges(l.node.ID))
+	var flows []*pb.PacketAge
+	if related && m.o.Flows != nil {
+		flows = flowFrames(m.o.Flows(l.node.ID))
 	}
 
 	l.mu.Lock()
@@ -775,7 +772,7 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 		PeriodMs:       uint32(min(l.wanted, l.theirs).Milliseconds()),
 		WantedPeriodMs: uint32(l.wanted.Milliseconds()),
 		Probe:          l.probeNow,
-		PacketAges:     ages,
+		PacketAges:     flows,
 	}
 	if l.echo != 0 {
 		b.EchoSequence = l.echo

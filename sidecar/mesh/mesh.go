@@ -71,6 +71,13 @@ type Grant struct {
 	URL string
 }
 
+// Flow is how a stream stands at a node, as its children are told twice a second.
+type Flow struct {
+	Age      time.Duration // of the last packet
+	Known    bool          // whether Age is: an origin does not see into its server
+	Sequence uint64        // the origin's, as the node has it
+}
+
 // Handler answers what peers ask of this node. Its methods are called concurrently, and must return at once: the peer's
 // other frames, heartbeats among them, wait meanwhile.
 type Handler interface {
@@ -103,9 +110,9 @@ type Options struct {
 	Handler  Handler // nil: claims and pulls are refused
 	Version  string
 	Features []string
-	// PacketAges says how old the last packet is of each stream that a child pulls from here. It goes into the heartbeats
-	// to related nodes. nil says nothing.
-	PacketAges func(child catalogue.NodeID) map[adapters.StreamID]time.Duration
+	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
+	// called from the links' goroutines. nil says nothing.
+	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: no logs
@@ -361,11 +368,26 @@ func (m *Mesh) Address(id catalogue.NodeID) (string, bool) {
 // PacketAge is how old the last packet of a stream is at its parent, by the parent's last heartbeat; false where it has
 // not said so.
 func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (time.Duration, bool) {
-	l := m.link(parent)
-	if l == nil {
+	f, at, ok := m.flow(parent, stream)
+	if !ok || !f.Known {
 		return 0, false
 	}
-	return l.packetAge(stream)
+	return f.Age + time.Since(at), true
+}
+
+// Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this
+// connection.
+func (m *Mesh) Sequence(parent catalogue.NodeID, stream adapters.StreamID) (uint64, bool) {
+	f, _, ok := m.flow(parent, stream)
+	return f.Sequence, ok
+}
+
+func (m *Mesh) flow(parent catalogue.NodeID, stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
+	l := m.link(parent)
+	if l == nil {
+		return Flow{}, time.Time{}, false
+	}
+	return l.flow(stream)
 }
 
 // ask puts a question to a node and waits for the answer. A question that was under way on a connection which another
