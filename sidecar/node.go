@@ -208,6 +208,7 @@ func (n *node) openMesh() (err error) {
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
+	n.mesh.SetReady(false) // until the media server has answered
 	return nil
 }
 
@@ -243,7 +244,7 @@ func (n *node) run(ctx context.Context) error {
 		serveHTTP(viewers, front),
 		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
 		serveHTTP(n.listeners.admin, admin.New(admin.Options{
-			Ready: n.gateway.Ready, Status: func() any { return n.status() }, Metrics: n.registry,
+			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
@@ -294,10 +295,14 @@ func (n *node) sweep(ctx context.Context) {
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := n.adapter.Watch(ctx, n.report)
+		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
+			n.mesh.SetReady(true)
+			n.report(streams)
+		})
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		n.mesh.SetReady(false)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
 			// time after this sidecar has begun, is new.

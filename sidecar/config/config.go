@@ -92,6 +92,9 @@ type Relay struct {
 	Linger time.Duration `env:"LINGER" envDefault:"15s"`
 	// FanOut bounds how many children pull one stream from this node.
 	FanOut int `env:"FAN_OUT" envDefault:"8"`
+	// Drain bounds how long /drain waits for the children to find other parents. It has to end before the pod is killed:
+	// its termination grace period less five seconds is right.
+	Drain time.Duration `env:"DRAIN" envDefault:"20s"`
 }
 
 // Admin is the port for probes, metrics and status.

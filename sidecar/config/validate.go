@@ -79,6 +79,7 @@ func (c Config) Validate() error {
 		}
 	}
 	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 100*time.Millisecond, time.Hour)
+	f.duration("SIDESTREAM_RELAY_DRAIN", c.Relay.Drain, time.Second, time.Hour)
 	if c.Relay.FanOut < 1 || c.Relay.FanOut > 1000 {
 		f.add("SIDESTREAM_RELAY_FAN_OUT is %d: allow between 1 and 1000 children per stream", c.Relay.FanOut)
 	}
