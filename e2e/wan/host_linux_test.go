@@ -30,7 +30,7 @@ import (
 
 // The test binary plays other programs too, which run inside hosts or die with some.
 func init() {
-	roles = map[string]func() error{"crash": crash, "stay": stay, "traffic": traffic}
+	roles = map[string]func() error{"crash": crash, "stay": stay, "traffic": traffic, "isolated": isolated}
 }
 
 // hosts returns running hosts, or skips the test where there can be none.

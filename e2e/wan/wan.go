@@ -3,7 +3,8 @@
 //
 // It has two forms. One wraps the sockets of one end, a [PacketConn] for UDP and a [Conn], listener or dialler for TCP, and
 // needs no root. Wrap one end only, or the distance counts twice. The other joins network namespaces of Linux, each a
-// [Host] in which any program runs unchanged, and needs root; the command emulate makes it useful by hand.
+// [Host] in which any program runs unchanged, and needs root; the command emulate makes it useful by hand. Beside them,
+// [Isolate] gives a test as many addresses of its own as it wants, without any distance between them.
 //
 // A [Direction] decides about each packet and knows nothing of sockets; a [Network] keeps what is under way and
 // lets it go in time. Its Run is the only thing here that starts goroutines.
