@@ -26,6 +26,7 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
+	"github.com/sidestream-dev/sidestream/sidecar/discovery/endpointslice"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/planner"
@@ -64,6 +65,8 @@ type node struct {
 	relays   *relay.Manager
 	gateway  *gateway.Gateway
 	tokens   *gateway.Tokens
+
+	sources *discovery.Merged // from run on
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
@@ -228,6 +231,9 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 // end their sessions.
 func (n *node) run(ctx context.Context) error {
 	defer n.close()
+	if err := n.openDiscovery(); err != nil { // not before: the demo's nodes learn each other's ports when all are open
+		return err
+	}
 	viewers, front := n.listeners.gateway, http.Handler(n.gateway)
 	if n.around.viewers != nil {
 		viewers = n.around.viewers(viewers)
@@ -405,22 +411,39 @@ func (s *superseded) follow(state *catalogue.State, logger *slog.Logger) int {
 	return len(now)
 }
 
-// discover tells the mesh where peers are.
-func (n *node) discover(ctx context.Context) error {
-	source, err := discovery.NewStatic(n.settings.Peer.Static, n.logger)
-	if err != nil {
-		return err
+// openDiscovery puts together the sources of peers that the settings name.
+func (n *node) openDiscovery() error {
+	p := n.settings.Peer
+	var sources []discovery.Named
+	if p.Service != "" {
+		sources = append(sources, discovery.Named{Name: "endpointslice", Source: endpointslice.New(endpointslice.Options{
+			Service: p.Service, Namespace: p.Namespace, PortName: p.PortName, Kubeconfig: p.Kubeconfig,
+			Logger: n.logger, Registerer: n.registry,
+		})})
 	}
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		err := source.Run(ctx, n.mesh.SetPeers)
-		if ctx.Err() != nil {
-			return struct{}{}, backoff.Permanent(ctx.Err())
+	if len(p.DNS) > 0 {
+		names, err := discovery.NewDNS(p.DNS, p.PortName, n.logger)
+		if err != nil {
+			return fmt.Errorf("find peers by DNS (SIDESTREAM_PEER_DNS): %w", err)
 		}
-		n.logger.Warn("peers cannot be discovered; asking again", "error", err)
-		return struct{}{}, errors.Join(err, errLost)
-	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
-	return err
+		sources = append(sources, discovery.Named{Name: "dns", Source: names})
+	}
+	if p.File != "" {
+		sources = append(sources, discovery.Named{Name: "file", Source: discovery.NewFile(p.File, n.logger)})
+	}
+	if len(p.Static) > 0 {
+		list, err := discovery.NewStatic(p.Static, n.logger)
+		if err != nil {
+			return fmt.Errorf("list peers (SIDESTREAM_PEER_STATIC): %w", err)
+		}
+		sources = append(sources, discovery.Named{Name: "static", Source: list})
+	}
+	n.sources = discovery.Merge(discovery.MergeOptions{Logger: n.logger, Registerer: n.registry}, sources...)
+	return nil
 }
+
+// discover tells the mesh where peers are.
+func (n *node) discover(ctx context.Context) error { return n.sources.Run(ctx, n.mesh.SetPeers) }
 
 // forward is how the gateway reaches another node's sessions.
 func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
@@ -440,6 +463,8 @@ type status struct {
 	Peers   []mesh.PeerStatus `json:"peers"`
 	Streams []streamStatus    `json:"streams"`
 	Relays  []relay.Status    `json:"relays"`
+
+	Discovery []discovery.Status `json:"discovery"`
 }
 
 // streamStatus is one name that anybody holds.
@@ -461,7 +486,8 @@ func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
 		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
-		Peers: append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
+		Discovery: n.sources.Status(),
+		Peers:     append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}
 	for _, id := range known.Streams() {
 		winner, ok := known.Winner(id)

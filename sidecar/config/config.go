@@ -76,6 +76,19 @@ type Peer struct {
 	Listen string `env:"LISTEN" envDefault:":18443"`
 	// AdvertisedHost is the address or name at which peers reach this port. Empty: the pod's IP.
 	AdvertisedHost string `env:"ADVERTISED_HOST"`
+	// Service is the Kubernetes Service of that name in all clusters whose EndpointSlices tell the peers. Empty: Kubernetes
+	// is not asked.
+	Service string `env:"SERVICE"`
+	// Namespace is the Service's. Empty: the pod's own.
+	Namespace string `env:"NAMESPACE"`
+	// PortName is the name of the Service's port for peers.
+	PortName string `env:"PORT_NAME" envDefault:"sidestream-peer"`
+	// Kubeconfig is a file by which the API server is reached. Empty: by the pod's service account.
+	Kubeconfig string `env:"KUBECONFIG"`
+	// DNS lists names that resolve to peers: host:port, or a name alone whose SRV records for PortName tell the ports.
+	DNS []string `env:"DNS"`
+	// File lists peers, a host:port on each line; it is read again when it changes.
+	File string `env:"FILE"`
 	// Static lists peers, host:port, for use without Kubernetes. Names are looked up again from time to time. The own
 	// address may be among them.
 	Static   []string `env:"STATIC"`

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ func TestDefaults(t *testing.T) {
 		StateDir: "/var/lib/sidestream",
 		Adapter:  Adapter{Name: "pionsfu"},
 		Gateway:  Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
-		Peer:     Peer{Listen: ":18443", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
+		Peer:     Peer{Listen: ":18443", PortName: "sidestream-peer", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
 		Relay:    Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
 		Admin:    Admin{Listen: ":18090"},
 		SFU:      SFU{Listen: ":8800", MediaListen: ":8801"},
@@ -62,6 +63,9 @@ func full(t *testing.T) Config {
 		},
 		Peer: Peer{
 			Listen: ":1", AdvertisedHost: "peer.example.org",
+			Service: "sidestream-peers", Namespace: "media", PortName: "peer", Kubeconfig: "/kubeconfig",
+			DNS:      []string{"peers.example:18443", "peers.media.svc.clusterset.local", "_peer._tcp.peers.example."},
+			File:     "/peers",
 			Static:   []string{"10.1.1.1:18443", "[fd00::1]:18443", "peer.example:18443"},
 			Security: Plaintext, TLSDir: "/tls",
 		},
@@ -203,12 +207,27 @@ func TestValidate(t *testing.T) {
 		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger, c.Relay.Drain = 0, 0, 0 }, []string{"GATEWAY_HOLD", "RELAY_LINGER", "RELAY_DRAIN"}},
 		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
-		"no TLS directory":  {func(c *Config) { c.Peer.TLSDir = "" }, []string{"SIDESTREAM_PEER_TLS_DIR"}},
-		"plaintext":         {func(c *Config) { c.Peer.TLSDir, c.Peer.Security = "", Plaintext }, nil},
-		"security":          {func(c *Config) { c.Peer.Security = "x" }, []string{"SIDESTREAM_PEER_SECURITY"}},
-		"pins":              {func(c *Config) { c.Relay.Pins = []string{"[", "a,b"} }, []string{`"["`, `"a,b"`}},
-		"fan-out":           {func(c *Config) { c.Relay.FanOut = 0 }, []string{"SIDESTREAM_RELAY_FAN_OUT"}},
-		"log":               {func(c *Config) { c.Log.Format = "" }, []string{"SIDESTREAM_LOG_FORMAT"}},
+		"service": {
+			func(c *Config) { c.Peer.Service, c.Peer.Namespace = "media/sidestream-peers", "Media" },
+			[]string{"SIDESTREAM_PEER_SERVICE", "SIDESTREAM_PEER_NAMESPACE"},
+		},
+		"port number": {func(c *Config) { c.Peer.PortName = "18443/tcp" }, []string{"SIDESTREAM_PEER_PORT_NAME"}},
+		"relative files": {
+			func(c *Config) { c.Peer.Kubeconfig, c.Peer.File = "kubeconfig", "peers" },
+			[]string{"SIDESTREAM_PEER_KUBECONFIG", "SIDESTREAM_PEER_FILE"},
+		},
+		"address as name":  {func(c *Config) { c.Peer.DNS = []string{"10.0.0.7:18443"} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"IPv6 as name":     {func(c *Config) { c.Peer.DNS = []string{"2001:db8::7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"URL as name":      {func(c *Config) { c.Peer.DNS = []string{"https://peers"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"name with port 0": {func(c *Config) { c.Peer.DNS = []string{"peers:0"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"half an SRV name": {func(c *Config) { c.Peer.DNS = []string{"_peer"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"many names":       {func(c *Config) { c.Peer.DNS = slices.Repeat([]string{"peers"}, 65) }, []string{"at most 64"}},
+		"no TLS directory": {func(c *Config) { c.Peer.TLSDir = "" }, []string{"SIDESTREAM_PEER_TLS_DIR"}},
+		"plaintext":        {func(c *Config) { c.Peer.TLSDir, c.Peer.Security = "", Plaintext }, nil},
+		"security":         {func(c *Config) { c.Peer.Security = "x" }, []string{"SIDESTREAM_PEER_SECURITY"}},
+		"pins":             {func(c *Config) { c.Relay.Pins = []string{"[", "a,b"} }, []string{`"["`, `"a,b"`}},
+		"fan-out":          {func(c *Config) { c.Relay.FanOut = 0 }, []string{"SIDESTREAM_RELAY_FAN_OUT"}},
+		"log":              {func(c *Config) { c.Log.Format = "" }, []string{"SIDESTREAM_LOG_FORMAT"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := Default()

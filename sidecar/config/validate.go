@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -54,6 +55,30 @@ func (c Config) Validate() error {
 	f.listen("SIDESTREAM_PEER_LISTEN", c.Peer.Listen)
 	if h := c.Peer.AdvertisedHost; h != "" && !hostName(h) {
 		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
+	}
+	f.kubernetesName("SIDESTREAM_PEER_SERVICE", c.Peer.Service, "name the Service of the peers, such as sidestream-peers, "+
+		"without its namespace, or leave it unset to find peers without Kubernetes")
+	f.kubernetesName("SIDESTREAM_PEER_NAMESPACE", c.Peer.Namespace, "name the namespace of the Service, or leave it unset for the pod's own")
+	if !kubernetesName.MatchString(c.Peer.PortName) {
+		f.add("SIDESTREAM_PEER_PORT_NAME is %q: give the name, not the number, of the Service's port for peers, such as sidestream-peer",
+			c.Peer.PortName)
+	}
+	f.file("SIDESTREAM_PEER_KUBECONFIG", c.Peer.Kubeconfig, "a kubeconfig file, or leave it unset in a pod")
+	f.file("SIDESTREAM_PEER_FILE", c.Peer.File, "a file with the host:port of a peer on each line")
+	for _, n := range c.Peer.DNS {
+		host, port, err := net.SplitHostPort(n)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		switch {
+		case net.ParseIP(cmp.Or(host, n)) != nil:
+			f.add("SIDESTREAM_PEER_DNS holds the address %q: list it in SIDESTREAM_PEER_STATIC", n)
+		case err != nil && serviceName(n), err == nil && hostName(host) && portErr == nil && number != 0:
+		default:
+			f.add("SIDESTREAM_PEER_DNS holds %q: give a name and port, such as peers.example:18443, or a name with SRV records, "+
+				"such as sidestream-peers.media.svc.clusterset.local", n)
+		}
+	}
+	if n := len(c.Peer.DNS); n > maxNames {
+		f.add("SIDESTREAM_PEER_DNS holds %d names: list at most %d; one name may have many addresses", n, maxNames)
 	}
 	for _, a := range c.Peer.Static {
 		host, port, err := net.SplitHostPort(a)
@@ -153,6 +178,21 @@ func (f *faults) token(name string, s Secret) {
 	}
 }
 
+// kubernetesName is of a Service, a port or a namespace: a DNS label (RFC 1123).
+var kubernetesName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (f *faults) kubernetesName(name, value, what string) {
+	if value != "" && !kubernetesName.MatchString(value) {
+		f.add("%s is %q: %s", name, value, what)
+	}
+}
+
+func (f *faults) file(name, value, what string) {
+	if value != "" && !path.IsAbs(value) {
+		f.add("%s is %q: give the absolute path of %s", name, value, what)
+	}
+}
+
 func (f *faults) duration(name string, d, least, most time.Duration) {
 	if d < least || d > most {
 		f.add("%s is %s: set a time from %s to %s", name, d, least, most)
@@ -183,6 +223,21 @@ func overlap(a, b string) bool {
 	y, _, _ := net.SplitHostPort(b)
 	anywhere := []string{"", "0.0.0.0", "::"}
 	return x == y || slices.Contains(anywhere, x) || slices.Contains(anywhere, y)
+}
+
+// maxNames bounds the names that every node looks up every few seconds.
+const maxNames = 64
+
+// serviceName says whether SRV records can be looked up: of a host name, or below labels that begin with an underscore.
+func serviceName(n string) bool {
+	for strings.HasPrefix(n, "_") {
+		label, rest, ok := strings.Cut(n[1:], ".")
+		if !ok || !kubernetesName.MatchString(strings.ToLower(label)) {
+			return false
+		}
+		n = rest
+	}
+	return hostName(strings.TrimSuffix(n, "."))
 }
 
 func hostName(h string) bool {
