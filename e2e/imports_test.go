@@ -39,7 +39,7 @@ var arrows = map[string][]string{
 	// The only one that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
-	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/player", "github.com/"},
+	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
