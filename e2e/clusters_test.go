@@ -252,4 +252,3 @@ func (r *replica) drain(ctx context.Context, t *testing.T) {
 	}
 	_ = resp.Body.Close()
 }
-

@@ -300,7 +300,7 @@ func TestHeartbeatPeriods(t *testing.T) {
 			o.Flows = func(child catalogue.NodeID) map[adapters.StreamID]Flow {
 				return map[adapters.StreamID]Flow{
 					"for-" + adapters.StreamID(child): {Age: 700 * time.Millisecond, Known: true, Sequence: 7},
-					"published":                        {Sequence: 1<<32 + 9},
+					"published":                       {Sequence: 1<<32 + 9},
 				}
 			}
 		}})
