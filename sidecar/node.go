@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -189,10 +193,26 @@ func dialable(addr net.Addr, pod netip.Addr) string {
 func (n *node) openMesh() (err error) {
 	p := n.settings.Peer
 	n.security = mesh.Plaintext()
-	if p.Security == config.TLS {
-		if n.security, err = mesh.LoadSecurity(p.TLSDir, n.logger); err != nil {
-			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY=plaintext on a network that is safe by itself)", err)
+	self := mesh.SecurityOptions{Namespace: n.settings.Namespace, Cluster: n.settings.Cluster, Logger: n.logger}
+	switch p.Security {
+	case config.TLS:
+		if n.security, err = mesh.LoadSecurity(p.TLSDir, self); err != nil {
+			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY to shared-key, or to plaintext on a network "+
+				"that is safe by itself)", err)
 		}
+	case config.SharedKey:
+		if p.KeyFile != "" {
+			n.security, err = mesh.SharedKeyFile(p.KeyFile, self)
+		} else {
+			n.security, err = mesh.SharedKey(string(p.Key), self)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	fingerprint, err := clusterFingerprint(n.settings.ClusterCAFile)
+	if err != nil {
+		n.logger.Warn("the cluster's authority cannot be read; a cluster of the same name will not be noticed", "error", err)
 	}
 	n.tokens = gateway.NewTokens(nil)
 	n.peers = n.security.HTTPClient(n.around.dial)
@@ -209,10 +229,27 @@ func (n *node) openMesh() (err error) {
 	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
+		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
 	return nil
+}
+
+// clusterFingerprint tells clusters apart by their authority; nil where there is none.
+func clusterFingerprint(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(text)) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bytes.TrimSpace(text))
+	return sum[:], nil
 }
 
 // newSession makes the session that pulls from a parent's gateway and publishes into the own server.

@@ -32,6 +32,12 @@ type Config struct {
 	NodeID string `env:"NODE_ID"`
 	// Cluster is what the viewers of this node are near to: a region's name, the same for all nodes of one cluster.
 	Cluster string `env:"CLUSTER"`
+	// ClusterCAFile holds the cluster's own authority, as Kubernetes mounts it: by its hash nodes see when two clusters have
+	// one name. Where there is no such file they do not see it.
+	ClusterCAFile string `env:"CLUSTER_CA_FILE" envDefault:"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"`
+	// Namespace is that of the pod, for Kubernetes from the downward API. Nodes of different namespaces do not join, and a
+	// certificate may demand one.
+	Namespace string `env:"NAMESPACE"`
 	// PodIP is the address at which this pod's containers reach each other and its peers reach its media. Unset: only
 	// loopback is known, which suits one machine.
 	PodIP netip.Addr `env:"POD_IP"`
@@ -95,6 +101,11 @@ type Peer struct {
 	Security Security `env:"SECURITY" envDefault:"tls"`
 	// TLSDir holds tls.crt, tls.key and ca.crt, as a mounted Secret does.
 	TLSDir string `env:"TLS_DIR" envDefault:"/etc/sidestream/peer-tls"`
+	// Key is what the nodes of a mesh share with shared-key: at least 32 random characters.
+	Key Secret `env:"KEY"`
+	// KeyFile holds such keys instead, one a line: the first one is used to dial, all are accepted. It is read again when it
+	// changes.
+	KeyFile string `env:"KEY_FILE"`
 }
 
 // Relay says when streams are carried here, and how they spread from here.
@@ -140,14 +151,16 @@ type Log struct {
 // Security is how peers prove themselves to each other.
 type Security string
 
-// The ways: mutual TLS, or nothing at all, for one machine and tests.
+// The ways: mutual TLS with mounted certificates, or with some that a shared key yields; or nothing at all, for one machine
+// and tests.
 const (
 	TLS       Security = "tls"
+	SharedKey Security = "shared-key"
 	Plaintext Security = "plaintext"
 )
 
 // UnmarshalText accepts one of the constants.
-func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, Plaintext) }
+func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, SharedKey, Plaintext) }
 
 // Format is the look of log lines.
 type Format string
@@ -363,7 +376,7 @@ func (f field) hint() string {
 	case slog.Level:
 		return "debug, info, warn or error"
 	case Security:
-		return "tls or plaintext"
+		return "tls, shared-key or plaintext"
 	case Format:
 		return "json or text"
 	default:

@@ -17,6 +17,12 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
+// namespaceName is what Kubernetes allows (RFC 1123 section 2.1).
+var namespaceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// minKey is the least length of a key that nodes share.
+const minKey = 32
+
 // Validate reports everything that keeps a sidecar from running with these settings, and what to do about each.
 func (c Config) Validate() error {
 	var f faults
@@ -29,6 +35,13 @@ func (c Config) Validate() error {
 		f.add("SIDESTREAM_CLUSTER is not set: give each cluster a name of its own, such as germany")
 	case !plainName.MatchString(c.Cluster):
 		f.add("SIDESTREAM_CLUSTER is %q: use up to 128 letters, digits, dots and dashes", c.Cluster)
+	}
+	if c.Namespace != "" && !namespaceName.MatchString(c.Namespace) {
+		f.add("SIDESTREAM_NAMESPACE is %q: give the pod's namespace (fieldRef metadata.namespace), or leave it unset", c.Namespace)
+	}
+	if c.ClusterCAFile != "" && !path.IsAbs(c.ClusterCAFile) {
+		f.add("SIDESTREAM_CLUSTER_CA_FILE is %q: give the absolute path of the file with the cluster's authority, or leave it unset",
+			c.ClusterCAFile)
 	}
 	if c.PodIP.IsValid() && (c.PodIP.IsUnspecified() || c.PodIP.IsMulticast() || c.PodIP.Zone() != "") {
 		f.add("SIDESTREAM_POD_IP is %s, which nobody can dial: set the address of the pod (fieldRef status.podIP)", c.PodIP)
@@ -94,8 +107,14 @@ func (c Config) Validate() error {
 			f.add("SIDESTREAM_PEER_TLS_DIR is %q: give the absolute path of the directory with tls.crt, tls.key and ca.crt, "+
 				"or set SIDESTREAM_PEER_SECURITY to plaintext on a network that you trust", c.Peer.TLSDir)
 		}
+	case SharedKey:
+		f.sharedKey(c.Peer)
 	default:
-		f.add("SIDESTREAM_PEER_SECURITY is %q: write tls or plaintext", c.Peer.Security)
+		f.add("SIDESTREAM_PEER_SECURITY is %q: write tls, shared-key or plaintext", c.Peer.Security)
+	}
+	if c.Peer.Security != SharedKey && (c.Peer.Key != "" || c.Peer.KeyFile != "") {
+		f.add("SIDESTREAM_PEER_KEY or SIDESTREAM_PEER_KEY_FILE is set and not used: set SIDESTREAM_PEER_SECURITY to shared-key, " +
+			"or leave the key away")
 	}
 
 	for _, p := range c.Relay.Pins {
@@ -149,6 +168,21 @@ func (f *faults) sfu(s SFU) {
 	}
 	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
+}
+
+func (f *faults) sharedKey(p Peer) {
+	switch {
+	case p.Key != "" && p.KeyFile != "":
+		f.add("SIDESTREAM_PEER_KEY and SIDESTREAM_PEER_KEY_FILE are both set: give one of them (the file may hold several keys)")
+	case p.KeyFile != "":
+		if !path.IsAbs(p.KeyFile) {
+			f.add("SIDESTREAM_PEER_KEY_FILE is %q: give the absolute path of a file with one key a line", p.KeyFile)
+		}
+	case len(p.Key) < minKey:
+		f.add("SIDESTREAM_PEER_KEY has %d characters: share one of at least %d among all nodes, such as openssl rand -base64 32 makes",
+			len(p.Key), minKey)
+	}
+	f.token("SIDESTREAM_PEER_KEY", p.Key)
 }
 
 func (f *faults) listen(name, address string) {

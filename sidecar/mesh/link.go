@@ -71,12 +71,16 @@ type link struct {
 	process    []byte
 	connection uint64
 	version    string
-	address    string
-	since      time.Time
-	log        *slog.Logger
-	wake       signal
-	done       chan struct{}
+	namespace  string
+	// Of the peer's cluster, empty where it has none.
+	fingerprint []byte
+	address     string
+	since       time.Time
+	log         *slog.Logger
+	wake        signal
+	done        chan struct{}
 
+	pace       pace          // the reader's
 	assembling *assembly     // the reader's: the set whose pieces are coming in
 	reported   bool          // the reader's: that some of the peer's holds are not believed
 	sent       *announcement // the writer's: what the peer knows, once pieces are sent
@@ -113,6 +117,7 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
+	flooding  bool                       // it sends so much that it is read slowly
 	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
 	flowsAt   time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
@@ -134,7 +139,8 @@ func (m *Mesh) newLink(stream frameStream, dialled bool, h *pb.Hello, address st
 	return &link{
 		mesh: m, stream: stream, dialled: dialled, node: node,
 		process: h.GetProcess(), connection: h.GetConnection(), version: h.GetVersion(),
-		address: address, since: now,
+		namespace: h.GetNamespace(), fingerprint: h.GetClusterFingerprint(),
+		address: address, since: now, pace: newPace(),
 		log:  m.log.With("peer", node.ID, "peer_cluster", node.Cluster),
 		wake: newSignal(), done: make(chan struct{}),
 		deaths: map[catalogue.NodeID]uint64{}, asked: map[uint64]chan *pb.Frame{},
@@ -198,6 +204,7 @@ func (l *link) refuse(r *refusal) {
 		l.leave(refusalFrame(r), r)
 		return
 	}
+	l.mesh.noteRefusal(l.node, l.address, r)
 	l.end(r) // the status of the call says it
 }
 
@@ -403,8 +410,12 @@ func (l *link) read() {
 		l.heard = time.Now()
 		leaving := l.final != nil
 		l.mu.Unlock()
+		slow := l.slow(f)
 		if leaving {
 			continue // until the peer has read the last word
+		}
+		if bad == nil {
+			errors.As(slow, &bad)
 		}
 		if bad != nil {
 			l.refuse(bad)

@@ -106,10 +106,15 @@ type Options struct {
 	Listener  net.Listener // a Port's GRPC; nil: this node is not dialled. Closed when Run ends
 	// Address is the host:port of the own peer port as others reach it. Without a host (":18443") they take the IP that
 	// the connection comes from.
-	Address  string
-	Handler  Handler // nil: claims and pulls are refused
-	Version  string
-	Features []string
+	Address string
+	// Namespace is the node's, of Kubernetes; "": none. Nodes of different ones do not join.
+	Namespace string
+	// ClusterFingerprint is the same at all nodes of the cluster, and at those of another cluster it is not: so it is seen
+	// when two clusters have one name. Empty: not known.
+	ClusterFingerprint []byte
+	Handler            Handler // nil: claims and pulls are refused
+	Version            string
+	Features           []string
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
 	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
@@ -143,6 +148,8 @@ type Mesh struct {
 	draining      bool
 	connections   uint64 // opened by this node
 	announced     uint64 // the last announcement's sequence
+	refusals      map[refusalKey]refusalNote
+	reported      map[string]struct{} // conditions of peers that were logged
 	closing       bool
 	greeting      int            // accepted streams in their handshake
 	tasks         sync.WaitGroup // of links and targets; Add only while not closed, under mu
@@ -155,7 +162,7 @@ func New(o Options) *Mesh {
 	}
 	o.Dial = dialOr(o.Dial)
 	self := o.Catalogue.Self()
-	return &Mesh{
+	m := &Mesh{
 		o:             o,
 		self:          self,
 		process:       []byte(rand.Text()),
@@ -169,8 +176,14 @@ func New(o Options) *Mesh {
 		announcements: map[string]*announcement{},
 		related:       map[catalogue.NodeID]struct{}{},
 		relatedUntil:  map[catalogue.NodeID]time.Time{},
+		refusals:      map[refusalKey]refusalNote{},
+		reported:      map[string]struct{}{},
 		ready:         true,
 	}
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(collector{m})
+	}
+	return m
 }
 
 // Run connects, announces and listens until ctx ends, says goodbye to the peers, and returns ctx's error; or it returns
@@ -241,8 +254,12 @@ func (m *Mesh) SetPeers(peers []discovery.Peer) {
 			announced[addr.String()] = p
 		}
 	}
+	now := time.Now()
 	for addr, t := range m.targets {
 		p, ok := announced[addr]
+		if t.announced && !ok {
+			t.dropped = now
+		}
 		t.announced = ok
 		if ok {
 			t.cluster = p.Cluster
@@ -482,6 +499,9 @@ func (m *Mesh) hello(connection uint64) *pb.Hello {
 		Port:        port,
 		Process:     m.process,
 		Connection:  connection,
+
+		Namespace:          m.o.Namespace,
+		ClusterFingerprint: m.o.ClusterFingerprint,
 	}
 }
 

@@ -71,6 +71,9 @@ func (m *Mesh) check(h *pb.Hello) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.flooded(catalogue.NodeID(h.GetNode()), time.Now()) {
+		return errFlood
+	}
 	p := m.peers[catalogue.NodeID(h.GetNode())]
 	if p == nil {
 		return nil
@@ -126,6 +129,8 @@ func (m *Mesh) keep(l *link) error {
 		m.log.Info("peer connected", "peer", l.node.ID, "peer_cluster", l.node.Cluster, "address", l.address,
 			"dialled", l.dialled, "incarnation", l.node.Incarnation, "version", l.version)
 	}
+	m.report(l)
+	m.forgive(l)
 	l.setPeriod(m.period(l.node.ID, time.Now()))
 	m.choose(p)
 	m.know(l.address, l.node.ID)
