@@ -372,6 +372,13 @@ func (l *link) flow(stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
 	return f, l.flowsAt, ok
 }
 
+// condition is what the peer says of its own state.
+func (l *link) condition() catalogue.Condition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return catalogue.Condition{Ready: l.ready, Draining: l.draining}
+}
+
 // set is the full set of what the peer holds.
 func (l *link) set() []catalogue.Hold {
 	l.mu.Lock()
@@ -492,9 +499,18 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if err := l.mesh.o.Catalogue.Observe(b.GetClock()); err != nil {
 		return &refusal{reason: "clock", err: err}
 	}
+	if l.hear(b, now) {
+		l.mesh.applyCondition(l)
+	}
+	return nil
+}
+
+// hear takes a heartbeat, and says whether the peer's own state has changed.
+func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.deadlineLocked()
+	changed = l.ready != b.GetReady() || l.draining != b.GetDraining()
 	l.ready, l.draining = b.GetReady(), b.GetDraining()
 	l.promised = clampPeriod(b.GetPeriodMs())
 	if theirs := clampPeriod(b.GetWantedPeriodMs()); theirs != l.theirs {
@@ -515,7 +531,7 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if l.deadlineLocked().Before(before) {
 		l.mesh.wakeDeadline.raise()
 	}
-	return nil
+	return changed
 }
 
 // handleEcho takes the round trip from an echo: the time since the heartbeat was sent, less what the peer kept it.

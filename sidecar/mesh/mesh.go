@@ -92,6 +92,7 @@ type Handler interface {
 type knowledge interface {
 	Self() catalogue.Node
 	SetPeer(n catalogue.Node, holds []catalogue.Hold) error
+	SetCondition(id catalogue.NodeID, c catalogue.Condition)
 	Forget(id catalogue.NodeID)
 	Observe(clock uint64) error
 	Clock() uint64
@@ -293,23 +294,24 @@ func (m *Mesh) SetRelated(nodes []catalogue.NodeID) {
 	m.renewPeriods()
 }
 
-// SetReady tells the peers whether this node can serve media now. A new Mesh is ready.
+// SetReady tells the peers, and the catalogue, whether this node can serve media now. A new Mesh is ready.
 func (m *Mesh) SetReady(ready bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ready != ready {
 		m.ready = ready
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
-// SetDraining tells the peers whether this node is about to leave, so that its children look for another parent.
+// SetDraining tells the peers, and the catalogue, whether this node is about to leave, so that its children look for another
+// parent.
 func (m *Mesh) SetDraining(draining bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.draining != draining {
 		m.draining = draining
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
@@ -465,8 +467,9 @@ func (m *Mesh) period(id catalogue.NodeID, now time.Time) time.Duration {
 	return distantPeriod
 }
 
-// beatAll sends a heartbeat to everyone at once. The caller holds mu.
-func (m *Mesh) beatAll() {
+// tellCondition tells everyone at once, by a heartbeat, and the own catalogue. The caller holds mu.
+func (m *Mesh) tellCondition() {
+	m.o.Catalogue.SetCondition(m.self.ID, catalogue.Condition{Ready: m.ready, Draining: m.draining})
 	for _, p := range m.peers {
 		for _, l := range p.links {
 			l.beat()

@@ -264,19 +264,28 @@ func (m *Mesh) mourn(from *link, o *pb.Obituary) {
 func (m *Mesh) apply(l *link) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	m.mu.Lock()
-	p := m.peers[l.node.ID]
-	believed := p != nil && l == p.primary
-	m.mu.Unlock()
-	if !believed {
+	if !m.believed(l) {
 		return nil
 	}
+	m.o.Catalogue.SetCondition(l.node.ID, l.condition())
 	return m.o.Catalogue.SetPeer(l.node, l.set())
 }
+
+// applyCondition tells the catalogue what a link's peer says of its own state, if that link is the one to be believed.
+func (m *Mesh) applyCondition(l *link) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.believed(l) {
+		m.o.Catalogue.SetCondition(l.node.ID, l.condition())
+	}
+}
+
+func (m *Mesh) believed(l *link) bool { return m.link(l.node.ID) == l }
 
 // fallBack believes the set of a link that has become the primary because a better one ended. The caller holds applying
 // and mu.
 func (m *Mesh) fallBack(l *link) {
+	m.o.Catalogue.SetCondition(l.node.ID, l.condition())
 	if err := m.o.Catalogue.SetPeer(l.node, l.set()); err != nil {
 		l.log.Warn("holds of a peer not believed", "error", err)
 	}
