@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -103,8 +104,13 @@ func printPeers(w io.Writer, s status, now time.Time) error {
 		return err
 	}
 	for _, p := range s.Peers {
-		if p.Error != "" {
-			fmt.Fprintf(w, "! %s: %s\n", p.Address, p.Error)
+		if len(p.Conditions) > 0 || p.Error != "" {
+			fmt.Fprintf(w, "! %s: %s\n", cmp.Or(p.Address, string(p.ID)), trouble(strings.Join(p.Conditions, ", "), p.Error))
+		}
+	}
+	for _, d := range s.Discovery {
+		if d.Error != "" {
+			fmt.Fprintf(w, "! discovery by %s: since %s: %s\n", d.Source, d.Since.Format(time.RFC3339), d.Error)
 		}
 	}
 	_, err := fmt.Fprintf(w, "%s of cluster %s: %d of %d peers connected\n", s.Node, s.Cluster, connected, len(s.Peers))
@@ -122,6 +128,14 @@ func peerState(p mesh.PeerStatus) string {
 		return "not ready"
 	}
 	return "ready"
+}
+
+// trouble joins the short name of what is wrong with its words, of which either may be missing.
+func trouble(condition, words string) string {
+	if condition == "" || words == "" {
+		return condition + words
+	}
+	return condition + ": " + words
 }
 
 func orDash(s string) string {
