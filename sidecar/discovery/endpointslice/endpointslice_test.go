@@ -341,6 +341,25 @@ func TestReportsWithoutAServer(t *testing.T) {
 	}
 }
 
+// An API server that has just started may refuse everybody for a moment.
+func TestRefusedForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		s.put(slice("own", "10.1.0.1"))
+		h := start(t, s)
+		h.check(1, peers("10.1.0.1:7 ."), "")
+		s.set(apierrors.NewForbidden(discoveryv1.Resource("endpointslices"), "", errors.New("no")))
+		time.Sleep(1500 * time.Millisecond) // within the second pause
+		h.check(1, peers("10.1.0.1:7 ."), "lacks a Role")
+		s.set(nil)
+		time.Sleep(time.Minute)
+		h.check(1, peers("10.1.0.1:7 ."), "")
+		if h.log.Len() > 0 {
+			t.Errorf("it logs %s", h.log.String())
+		}
+	})
+}
+
 // A server that serves the one set of slices and not the other is no reason to know nothing.
 func TestReportsWhatItHasOfTwoSets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
