@@ -24,8 +24,8 @@ import (
 	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
 )
 
-// stranger calls a node as no Mesh would. The call ends with the test.
-func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
+// channel dials a node as no Mesh would. It is closed with the test.
+func (n *network) channel(t *testing.T, host, addr string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(n.dialFrom(host)),
@@ -33,11 +33,16 @@ func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// stranger calls a node as no Mesh would. The call ends with the test.
+func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
+	t.Helper()
+	conn := n.channel(t, host, addr)
 	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() {
-		cancel()
-		_ = conn.Close()
-	})
+	t.Cleanup(cancel)
 	call, err := pb.NewMeshServiceClient(conn).Exchange(ctx)
 	if err != nil {
 		t.Fatal(err)
