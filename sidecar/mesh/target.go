@@ -306,6 +306,8 @@ func (m *Mesh) dialOptions() []grpc.DialOption {
 		// A link says little: the default buffers are most of what it would cost.
 		grpc.WithReadBufferSize(bufferSize),
 		grpc.WithWriteBufferSize(bufferSize),
+		grpc.WithStaticStreamWindowSize(windowSize),
+		grpc.WithStaticConnWindowSize(windowSize),
 		grpc.WithChainStreamInterceptor(m.clientInterceptors()...),
 	}
 }

@@ -230,18 +230,24 @@ func (w *world) converge(ctx context.Context) error {
 		}
 		return true
 	})
+	defer w.board.forget(all)
 	all.wait(ctx)
+	if _, missed := all.sights(); missed > 0 {
+		return fmt.Errorf("%w: %d of %d watchers do not know everything", context.Cause(ctx), missed, len(w.watchers))
+	}
 	for _, s := range w.subjects {
 		for {
 			complete, err := s.complete(ctx, len(w.peers))
-			if err == nil && complete {
+			switch {
+			case ctx.Err() != nil:
+				return fmt.Errorf("%w: sidecar %s does not know everything:\n%s", context.Cause(ctx), s.name, s.log())
+			case err != nil:
+				return err
+			}
+			if complete {
 				break
 			}
-			if pause(ctx, 4*scrapePause) != nil {
-				_, missed := all.sights()
-				return fmt.Errorf("%w: sidecar %s is complete: %v, %d watchers are not; %w\n%s", context.Cause(ctx), s.name,
-					complete, missed, err, s.log())
-			}
+			_ = pause(ctx, 4*scrapePause)
 		}
 	}
 	return nil

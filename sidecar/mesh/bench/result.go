@@ -28,6 +28,7 @@ type Cost struct {
 	Anonymous  float64 `json:"anonymousMB"`    // of that, not backed by the program's file
 	Peak       float64 `json:"peakMB"`         // resident, since the start
 	Heap       float64 `json:"heapMB"`         // of Go's heap, in use
+	Stacks     float64 `json:"stacksMB"`       // of goroutines
 	Goroutines float64 `json:"goroutines"`     // at the window's end
 	CPU        float64 `json:"cpuShareOfCore"` // user and system
 	In         float64 `json:"bytesInPerSecond"`
@@ -64,10 +65,10 @@ func (r Result) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%d nodes in %d clusters, %d streams; %d watchers; converged in %.1f s; load average %s\n\n", r.Nodes,
 		r.Clusters, r.Streams, r.Watchers, r.Converged.Seconds(), r.Load)
-	b.WriteString("sidecar   phase   MB RSS   anon   peak   heap  goroutines   CPU %  kB/s in     out   sum  frames/s in    out\n")
+	b.WriteString("sidecar   phase   MB RSS   anon   peak   heap  stacks  goroutines   CPU %  kB/s in     out   sum  frames/s in    out\n")
 	for _, c := range r.Costs {
-		fmt.Fprintf(&b, "%-8s  %-5s  %7.1f %6.1f %6.1f %6.1f  %10.0f  %6.2f  %7.2f %7.2f %5.1f  %11.1f %6.1f\n", c.Subject, c.Phase,
-			c.Resident, c.Anonymous, c.Peak, c.Heap, c.Goroutines, c.CPU*100, c.In/1e3, c.Out/1e3, (c.In+c.Out)/1e3,
+		fmt.Fprintf(&b, "%-8s  %-5s  %7.1f %6.1f %6.1f %6.1f  %6.1f  %10.0f  %6.2f  %7.2f %7.2f %5.1f  %11.1f %6.1f\n", c.Subject, c.Phase,
+			c.Resident, c.Anonymous, c.Peak, c.Heap, c.Stacks, c.Goroutines, c.CPU*100, c.In/1e3, c.Out/1e3, (c.In+c.Out)/1e3,
 			c.FramesIn, c.FramesOut)
 	}
 	b.WriteString("\nnews                                        times    seen  missed    p50 ms    p99 ms    max ms\n")
