@@ -28,16 +28,16 @@ var _ knowledge = (*catalogue.Catalogue)(nil)
 
 // book is a small catalogue that remembers what it was told.
 type book struct {
-	mu      sync.Mutex
-	self    catalogue.Node
-	clock   uint64
-	own     []catalogue.Hold
-	peers   map[catalogue.NodeID]page
-	forgot  []catalogue.NodeID
+	mu     sync.Mutex
+	self   catalogue.Node
+	clock  uint64
+	own    []catalogue.Hold
+	peers  map[catalogue.NodeID]page
+	forgot []catalogue.NodeID
 
 	conditions map[catalogue.NodeID]catalogue.Condition
-	told    int // SetPeer calls
-	changed chan struct{}
+	told       int // SetPeer calls
+	changed    chan struct{}
 }
 
 type page struct {

@@ -613,7 +613,7 @@ func FuzzFrame(f *testing.F) {
 		{helloFrame(func(h *pb.Hello) { h.Node = "a" }), confirm},
 		{helloFrame(func(h *pb.Hello) { h.Clock = 1 << 63 }), confirm},
 		{hello, confirm, heartbeatFrame(func(h *pb.Heartbeat) {
-			h.Probe, h.EchoSequence, h.EchoAgeUs, h.PacketAges = true, 1, 1<<63, []*pb.PacketAge{{Stream: "x", AgeMs: 1 << 63}}
+			h.Probe, h.EchoSequence, h.EchoAgeUs, h.PacketAges = true, 1, 1<<63, []*pb.PacketAge{{Stream: "x", AgeMs: new(uint64(1 << 63)), Sequence: 1 << 63}}
 		})},
 		{hello, confirm, holdsFrame(1, 0, nil, "x", "y"), holdsFrame(2, 1, func(h *pb.Holds) { h.Withdrawn = []string{"x"} }, "z")},
 		{hello, confirm, holdsFrame(1, 0, func(h *pb.Holds) { h.More = true }, "x"), holdsFrame(1, 0, nil, "y")},
@@ -663,8 +663,8 @@ func FuzzFrame(f *testing.F) {
 		if len(b.peers) > 1 || len(m.peers) > 1 || len(m.targets) > 0 || len(m.refusals) > 1 {
 			t.Fatalf("kept: %d, %d peers, %d targets, %d refusals", len(b.peers), len(m.peers), len(m.targets), len(m.refusals))
 		}
-		if len(l.holds) > catalogue.MaxHolds || len(l.queue) > maxQueue || len(l.ages) > pb.MaxPacketAges || len(l.deaths) > 0 {
-			t.Fatalf("kept: %d holds, %d answers, %d ages", len(l.holds), len(l.queue), len(l.ages))
+		if len(l.holds) > catalogue.MaxHolds || len(l.queue) > maxQueue || len(l.flows) > pb.MaxPacketAges || len(l.deaths) > 0 {
+			t.Fatalf("kept: %d holds, %d answers, %d ages", len(l.holds), len(l.queue), len(l.flows))
 		}
 		if l.promised < relatedPeriod || l.promised > distantPeriod || l.theirs < relatedPeriod || l.theirs > distantPeriod {
 			t.Fatalf("promised %v, wanted %v", l.promised, l.theirs)
