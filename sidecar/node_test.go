@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
@@ -119,4 +121,35 @@ func TestSupersededIsSaidOnce(t *testing.T) {
 	follow(1, 2)
 	elsewhere()
 	follow(0, 2)
+}
+
+// Each kind of peer setting is a source of its own, under the name that status and metrics show.
+func TestSourcesOfPeers(t *testing.T) {
+	settings := config.Default()
+	settings.Peer.Service, settings.Peer.DNS = "sidestream-peers", []string{"peers.example"}
+	settings.Peer.File, settings.Peer.Static = "/peers", []string{"10.0.0.1:18443"}
+	for _, tt := range []struct {
+		settings config.Config
+		want     []string
+	}{
+		{config.Default(), nil},
+		{settings, []string{"endpointslice", "dns", "file", "static"}},
+	} {
+		n := &node{settings: tt.settings, logger: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+		if err := n.openDiscovery(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range n.sources.Status() {
+			got = append(got, s.Source)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Error(d)
+		}
+	}
+	settings.Peer.DNS = []string{"10.0.0.1:18443"}
+	n := &node{settings: settings, logger: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+	if err := n.openDiscovery(); err == nil || !strings.Contains(err.Error(), "SIDESTREAM_PEER_DNS") {
+		t.Errorf("a name that is none: %v", err)
+	}
 }

@@ -310,8 +310,24 @@ func TestPeersOfAnotherCluster(t *testing.T) {
 		w.await("10.10.1.10:18443", "10.20.1.10:18443 west", "10.20.2.11:18443 west", "10.20.3.12:18443 west").Round(time.Millisecond))
 	w.awaitTrouble("")
 
-	t.Log("all slices are deleted by mistake: they come again, and whatever is said meanwhile, it is no trouble")
+	t.Log("all slices are deleted by mistake, and come again: it ends with the same peers, and is no trouble")
+	all := []string{"10.10.1.10", "10.20.1.10", "10.20.2.11", "10.20.3.12"}
+	bound, cancel := context.WithTimeout(t.Context(), long)
+	defer cancel()
+	deleted := map[string]bool{}
+	_, err = east.AwaitSlices(bound, p.namespace, func(list []discoveryv1.EndpointSlice) bool {
+		for _, s := range list {
+			deleted[s.Name] = true
+		}
+		return slices.Equal(bed.Addresses(list), all)
+	})
+	p.must(err)
 	p.must(east.Client().DiscoveryV1().EndpointSlices(p.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
+	_, err = east.AwaitSlices(bound, p.namespace, func(list []discoveryv1.EndpointSlice) bool {
+		return slices.Equal(bed.Addresses(list), all) &&
+			!slices.ContainsFunc(list, func(s discoveryv1.EndpointSlice) bool { return deleted[s.Name] })
+	})
+	p.must(err)
 	w.await("10.10.1.10:18443", "10.20.1.10:18443 west", "10.20.2.11:18443 west", "10.20.3.12:18443 west")
 	w.awaitTrouble("")
 }
