@@ -117,7 +117,8 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
-	flooding  bool // it sends so much that it is read slowly
+	doubted   error // why not all of holds is believed
+	flooding  bool  // it sends so much that it is read slowly
 	ages      map[adapters.StreamID]time.Duration
 	agesAt    time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
@@ -609,7 +610,11 @@ func (l *link) handleHolds(h *pb.Holds) error {
 	if err := l.take(a); err != nil {
 		return err
 	}
-	switch err := l.mesh.apply(l); {
+	err = l.mesh.apply(l)
+	l.mu.Lock()
+	l.doubted = err
+	l.mu.Unlock()
+	switch {
 	case errors.Is(err, catalogue.ErrSelf), errors.Is(err, catalogue.ErrStale):
 		return &refusal{reason: "identity", err: err}
 	case err != nil && !l.reported:
