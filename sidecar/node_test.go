@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +23,35 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
+
+func TestClusterFingerprint(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	one, err := clusterFingerprint(file("one", "authority one\n"))
+	if err != nil || len(one) == 0 {
+		t.Fatalf("%x, %v", one, err)
+	}
+	if same, _ := clusterFingerprint(file("same", "authority one")); !bytes.Equal(one, same) {
+		t.Error("a line end makes another cluster")
+	}
+	if two, _ := clusterFingerprint(file("two", "authority two")); bytes.Equal(one, two) {
+		t.Error("two clusters are one")
+	}
+	for _, none := range []string{"", filepath.Join(dir, "none"), file("empty", "\n")} {
+		if got, err := clusterFingerprint(none); got != nil || err != nil {
+			t.Errorf("%q: %x, %v", none, got, err)
+		}
+	}
+	if _, err := clusterFingerprint(dir); err == nil {
+		t.Error("a directory is a file")
+	}
+}
 
 // watched is a media server of which only its Watch is asked: one answer for each call, then silence.
 type watched struct {

@@ -2,9 +2,12 @@ package mesh
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -284,6 +287,66 @@ func TestLiesAreShown(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// An epoch that cannot be is not believed, the peer's other holds are; it is shown for as long as it is announced.
+func TestAnAbsurdEpochIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(time.Millisecond)
+		known := catalogue.New(catalogue.Node{ID: "a", Incarnation: 1, Cluster: "near"})
+		a := net.member(t, hostA, config{id: "a", options: func(o *Options) { o.Catalogue = known }})
+		b := net.member(t, hostB, config{id: "b"})
+		b.SetPeers(at(addrA))
+		b.book.mu.Lock()
+		b.book.own = []catalogue.Hold{
+			{Stream: "absurd", Epoch: 1 << 40, Path: []catalogue.NodeID{"b"}}, {Stream: "good", Epoch: 1, Path: []catalogue.NodeID{"b"}},
+		}
+		b.book.touch()
+		b.book.mu.Unlock()
+		time.Sleep(time.Second)
+		state, _ := known.Snapshot()
+		if len(state.Holders("good")) != 1 || len(state.Holders("absurd")) != 0 {
+			t.Error("the wrong one is believed")
+		}
+		if s := a.status("b"); !s.Connected || !slices.Equal(s.Conditions, []string{holdsDoubted}) || !strings.Contains(s.Error, "too far ahead") {
+			t.Errorf("status: %+v", s)
+		}
+		if a.gauge(t, "sidestream_mesh_conditions", holdsDoubted) != 1 || a.counted(t, "sidestream_mesh_refused_total", "holds") != 1 {
+			t.Error("no metric shows it")
+		}
+		b.book.publish(2, "good")
+		time.Sleep(time.Second)
+		if s := a.status("b"); len(s.Conditions) > 0 || s.Error != "" {
+			t.Errorf("still shown: %+v", s)
+		}
+	})
+}
+
+// The status as the console and others read it.
+func TestStatusInJSON(t *testing.T) {
+	got, err := json.Marshal(PeerStatus{
+		ID: "b", Cluster: "germany", Address: "10.0.0.1:1", LastSeen: time.Unix(0, 0).UTC(), RTT: 2 * time.Millisecond, Error: "words",
+		Conditions: []string{unreachable},
+	})
+	want := `{"id":"b","cluster":"germany","address":"10.0.0.1:1","connected":false,"dialled":false,` +
+		`"lastSeen":"1970-01-01T00:00:00Z","rtt":2000000,"related":false,"ready":false,"draining":false,"holds":0,` +
+		`"error":"words","conditions":["unreachable"]}`
+	if err != nil || string(got) != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
+	}
+}
+
+// Every condition has a row in the manual.
+func TestConditionsAreDocumented(t *testing.T) {
+	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range conditions {
+		if !strings.Contains(string(manual), "`"+c+"`") {
+			t.Errorf("docs/operations.md has nothing on %s", c)
+		}
 	}
 }
 
