@@ -322,7 +322,8 @@ func TestPeersOfAnotherCluster(t *testing.T) {
 		return slices.Equal(bed.Addresses(list), all)
 	})
 	p.must(err)
-	p.must(east.Client().DiscoveryV1().EndpointSlices(p.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
+	endpointSlices := east.Client().DiscoveryV1().EndpointSlices(p.namespace)
+	p.must(endpointSlices.DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 	_, err = east.AwaitSlices(bound, p.namespace, func(list []discoveryv1.EndpointSlice) bool {
 		return slices.Equal(bed.Addresses(list), all) &&
 			!slices.ContainsFunc(list, func(s discoveryv1.EndpointSlice) bool { return deleted[s.Name] })
