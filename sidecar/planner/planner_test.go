@@ -108,6 +108,11 @@ func TestPlan(t *testing.T) {
 		r.Quiet = true
 		return r
 	}
+	valued := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Publication.Priority = 9
+		return r
+	}
 	young := func(epoch uint64, parent, origin string) *planner.Relay {
 		r := live(epoch, parent, origin)
 		r.Since = now.Add(-29 * time.Second)
@@ -453,6 +458,10 @@ func TestPlan(t *testing.T) {
 			name: "the newer publication's holders failed", holds: []string{"6 c1"}, relay: live(5, "b1", "b1"),
 			claim: planner.Claim{Epoch: 6, Granted: true, Until: soon}, avoid: map[ID]time.Time{"c1": soon},
 			want: "run b1 until", why: planner.WhyAvoid,
+		},
+		{
+			name: "the publisher is back at the same origin, of lower priority now", holds: []string{"6 b1", "5 b1 a1"},
+			relay: valued(5, "b1", "b1"), want: "ask", why: planner.WhyAsk,
 		},
 		{
 			name: "the relay is ahead of the news", holds: []string{"4 c1"}, relay: live(5, "b1", "b1"),
