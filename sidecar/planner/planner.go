@@ -413,7 +413,11 @@ func (in *Input) choose(d Decision, relay Relay, stay bool, from []candidate, wh
 	}
 	switch {
 	case best == nil && stay:
-		d = d.keep(relay, WhyOrphan)
+		why = WhyOrphan
+		if !until.IsZero() {
+			why = WhyAvoid
+		}
+		d = d.keep(relay, why)
 		d.Until = until
 		return d
 	case best == nil:

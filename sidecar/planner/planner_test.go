@@ -265,7 +265,7 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "the parent drains, and the other failed", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
-			relay: live(5, "b1", "e1"), drains: "b1", avoid: map[ID]time.Time{"c1": soon}, want: "run b1 until", why: planner.WhyOrphan,
+			relay: live(5, "b1", "e1"), drains: "b1", avoid: map[ID]time.Time{"c1": soon}, want: "run b1 until", why: planner.WhyAvoid,
 		},
 		{
 			name: "the parent drains, and this node too", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
