@@ -230,7 +230,7 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	switch {
 	case runs && !held:
 		return d.keep(relay, WhyOrphan)
-	case runs && relay.Publication.Beats(best):
+	case runs && relay.Publication.Beats(best) && !row.Outdated(relay.Publication):
 		return d.keep(relay, WhyAhead)
 	case !held:
 		d.Why = WhyNobody
@@ -413,7 +413,11 @@ func (in *Input) choose(d Decision, relay Relay, stay bool, from []candidate, wh
 	}
 	switch {
 	case best == nil && stay:
-		d = d.keep(relay, WhyOrphan)
+		why = WhyOrphan
+		if !until.IsZero() {
+			why = WhyAvoid
+		}
+		d = d.keep(relay, why)
 		d.Until = until
 		return d
 	case best == nil:

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -243,11 +244,15 @@ type peers struct {
 	answer relay.Claim // of owners that are not silent
 	pull   map[ID]func(adapters.StreamID) (relay.Grant, error)
 
+	measured  atomic.Int64         // how often the planner asked for a round trip
 	ages      map[ID]time.Duration // of x, as parents say
 	sequences map[ID]uint64
 }
 
-func (p *peers) RTT(ID) (time.Duration, bool) { return 40 * time.Millisecond, true }
+func (p *peers) RTT(ID) (time.Duration, bool) {
+	p.measured.Add(1)
+	return 40 * time.Millisecond, true
+}
 
 func (p *peers) PacketAge(parent ID, _ adapters.StreamID) (time.Duration, bool) {
 	p.mu.Lock()
@@ -1289,6 +1294,45 @@ func TestManyStreamsLinger(t *testing.T) {
 		}
 		if got := b.manager.Status(); len(got) != 0 {
 			b.Errorf("status at rest: %+v", got)
+		}
+	})
+}
+
+// TestOnlyWhatIsTouchedIsPlanned: of a hundred relays, a change plans one again.
+func TestOnlyWhatIsTouchedIsPlanned(t *testing.T) {
+	pin := func(_ *bed, o *relay.ManagerOptions) { o.Pins = []string{"*"} }
+	run(t, pin, func(b *bed) {
+		var holds []catalogue.Hold
+		for i := range 100 {
+			holds = append(holds, catalogue.Hold{Stream: adapters.StreamID(fmt.Sprint("s", i)), Epoch: 1, Path: []ID{"b1"}})
+		}
+		set := func() {
+			b.Helper()
+			if err := b.catalogue.SetPeer(catalogue.Node{ID: "b1", Cluster: "b"}, holds); err != nil {
+				b.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		set()
+		after(time.Minute)
+		if got := b.count("sidestream_relays", "live"); got != 100 {
+			b.Fatalf("%v live", got)
+		}
+		before := b.peers.measured.Load()
+		after(time.Hour)
+		if n := b.peers.measured.Load() - before; n != 0 {
+			b.Errorf("planned %d times though nothing happens", n)
+		}
+		holds = slices.Clone(holds)
+		holds[7].Delay = time.Millisecond
+		set()
+		if n := b.peers.measured.Load() - before; n == 0 || n > 3 {
+			b.Errorf("%d parents were measured for one change", n)
+		}
+		b.catalogue.SetCondition("b1", catalogue.Condition{}) // which may matter to all
+		synctest.Wait()
+		if n := b.peers.measured.Load() - before; n < 100 {
+			b.Errorf("%d parents were measured for a change that touches all", n)
 		}
 	})
 }
