@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -581,9 +582,15 @@ func shared(t *testing.T, key string, id catalogue.NodeID) *Security {
 func TestSharedKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(time.Millisecond)
-		a := net.member(t, hostA, config{id: "a", security: shared(t, keyOne, "a")})
-		b := net.member(t, hostB, config{id: "b", security: shared(t, keyOne, "b")})
-		c := net.member(t, hostC, config{id: "c", security: shared(t, keyTwo, "c")})
+		var ahead atomic.Int64
+		key := func(key string, id catalogue.NodeID) *Security {
+			s := shared(t, key, id)
+			s.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+			return s
+		}
+		a := net.member(t, hostA, config{id: "a", security: key(keyOne, "a")})
+		b := net.member(t, hostB, config{id: "b", security: key(keyOne, "b")})
+		c := net.member(t, hostC, config{id: "c", security: key(keyTwo, "c")})
 		for _, n := range []*node{a, b, c} {
 			n.SetPeers(at(addrA, addrB, addrC))
 		}
@@ -603,9 +610,7 @@ func TestSharedKey(t *testing.T) {
 		since := a.status("b").Since
 		// A certificate of its own making is renewed long before its end, and links that were made before go on.
 		time.Sleep(time.Minute)
-		for _, n := range []*node{a, b} {
-			n.security.now = func() time.Time { return time.Now().Add(100 * 24 * time.Hour) }
-		}
+		ahead.Store(int64(100 * 24 * time.Hour))
 		if left := a.security.expiry().Sub(a.security.now()); left < mintedLife-2*mintedEvery {
 			t.Errorf("%v left", left)
 		}
