@@ -17,6 +17,7 @@ func holdFrame(h catalogue.Hold) *pb.Hold {
 		Epoch:    h.Epoch,
 		Path:     texts(h.Path),
 		Priority: h.Priority,
+		Oldest:   h.Oldest,
 		DelayUs:  uint64(max(h.Delay.Microseconds(), 0)),
 	}
 	for _, t := range h.Tracks {
@@ -31,6 +32,7 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 		Epoch:    p.GetEpoch(),
 		Path:     nodeIDs(p.GetPath()),
 		Priority: p.GetPriority(),
+		Oldest:   p.GetOldest(),
 		Delay:    duration(p.GetDelayUs(), time.Microsecond),
 	}
 	for _, t := range p.GetTracks() {
@@ -39,30 +41,55 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 	return h
 }
 
+func grantFrame(g Grant) *pb.Grant {
+	return &pb.Grant{
+		Token: g.Token, Path: texts(g.Path), Epoch: g.Epoch, Priority: g.Priority, Oldest: g.Oldest, Sequence: g.Sequence,
+	}
+}
+
+// grantFrom lacks the URL.
+func grantFrom(p *pb.Grant) Grant {
+	return Grant{
+		Token: p.GetToken(), Path: nodeIDs(p.GetPath()), Epoch: p.GetEpoch(), Priority: p.GetPriority(), Oldest: p.GetOldest(),
+		Sequence: p.GetSequence(),
+	}
+}
+
 func equalHolds(a, b catalogue.Hold) bool {
-	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Delay == b.Delay &&
+	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Oldest == b.Oldest && a.Delay == b.Delay &&
 		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
+}
+
+// sameHolds compares two sets at no cost where they are the same slice, as the catalogue gives it while nothing changes.
+func sameHolds(a, b []catalogue.Hold) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, equalHolds))
 }
 
 func compareEpochs(a, b catalogue.Hold) int { return cmp.Compare(a.Epoch, b.Epoch) }
 
-func packetAgeFrames(ages map[adapters.StreamID]time.Duration) []*pb.PacketAge {
+func flowFrames(flows map[adapters.StreamID]Flow) []*pb.PacketAge {
 	var frames []*pb.PacketAge
-	for stream, age := range ages {
+	for stream, f := range flows {
 		if len(frames) >= pb.MaxPacketAges {
 			break
 		}
-		frames = append(frames, &pb.PacketAge{Stream: string(stream), AgeMs: uint64(max(age.Milliseconds(), 0))})
+		frame := &pb.PacketAge{Stream: string(stream), Sequence: f.Sequence}
+		if f.Known {
+			frame.AgeMs = new(uint64(max(f.Age.Milliseconds(), 0)))
+		}
+		frames = append(frames, frame)
 	}
 	return frames
 }
 
-func packetAges(frames []*pb.PacketAge) map[adapters.StreamID]time.Duration {
-	ages := make(map[adapters.StreamID]time.Duration, len(frames))
+func flowsFrom(frames []*pb.PacketAge) map[adapters.StreamID]Flow {
+	flows := make(map[adapters.StreamID]Flow, len(frames))
 	for _, f := range frames {
-		ages[adapters.StreamID(f.GetStream())] = duration(f.GetAgeMs(), time.Millisecond)
+		flows[adapters.StreamID(f.GetStream())] = Flow{
+			Age: duration(f.GetAgeMs(), time.Millisecond), Known: f.AgeMs != nil, Sequence: f.GetSequence(),
+		}
 	}
-	return ages
+	return flows
 }
 
 // duration does not overflow, whatever a peer says.

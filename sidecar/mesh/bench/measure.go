@@ -108,7 +108,7 @@ func newWorld(n int, o options) (*world, error) {
 	if err := mesh.WriteEphemeralCertificates(certificates); err != nil {
 		return nil, err
 	}
-	security, err := mesh.LoadSecurity(certificates, nil)
+	security, err := mesh.LoadSecurity(certificates, mesh.SecurityOptions{})
 	if err != nil {
 		return nil, err
 	}
