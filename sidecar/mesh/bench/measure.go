@@ -23,7 +23,7 @@ const (
 	fullMesh     = 64 // nodes up to which all peers know each other
 	fewWatchers  = 12
 	stagger      = 20 * time.Millisecond // between the first dials of two peers
-	settle       = 5 * time.Second       // before the first window
+	settle       = 5 * time.Second       // at most, before the first window
 	relateTime   = 2 * time.Second       // in which heartbeats find their new period
 	convergeTime = 2 * time.Minute
 	newsTime     = 10 * time.Second // for which news is waited for
@@ -58,8 +58,16 @@ func measure(ctx context.Context, n int, o options) (r Result, err error) {
 	}
 	r = Result{
 		Nodes: n, Clusters: w.earth.clusters, Streams: o.streams, Watchers: len(w.watchers), Converged: time.Since(began),
+		Starting: map[string]time.Duration{},
 	}
-	if err := pause(ctx, settle); err != nil {
+	for _, s := range w.subjects {
+		var now reading
+		if err := s.read(&now); err != nil {
+			return r, err
+		}
+		r.Starting[s.name] = now.cpu
+	}
+	if err := pause(ctx, min(settle, o.rest)); err != nil {
 		return r, err
 	}
 	for _, phase := range []struct {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -15,9 +16,11 @@ type Result struct {
 	Watchers int `json:"watchers"`
 	// Converged is the time from the first address told until everyone knows everything.
 	Converged time.Duration `json:"converged"`
-	Load      string        `json:"load"` // averages of the machine, at the end
-	Costs     []Cost        `json:"costs"`
-	News      []News        `json:"news"`
+	// Starting is the CPU time that each sidecar needed until then.
+	Starting map[string]time.Duration `json:"starting"`
+	Load     string                   `json:"load"` // averages of the machine, at the end
+	Costs    []Cost                   `json:"costs"`
+	News     []News                   `json:"news"`
 }
 
 // Cost is what one sidecar needed in one window.
@@ -63,8 +66,13 @@ silent: its connections stay open.
 // String is the tables of one size.
 func (r Result) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%d nodes in %d clusters, %d streams; %d watchers; converged in %.1f s; load average %s\n\n", r.Nodes,
-		r.Clusters, r.Streams, r.Watchers, r.Converged.Seconds(), r.Load)
+	fmt.Fprintf(&b, "\n%d nodes in %d clusters, %d streams; %d watchers; load average %s\n", r.Nodes, r.Clusters, r.Streams,
+		r.Watchers, r.Load)
+	fmt.Fprintf(&b, "converged in %.1f s", r.Converged.Seconds())
+	for _, name := range slices.Sorted(maps.Keys(r.Starting)) {
+		fmt.Fprintf(&b, ", for %.2f s of CPU time at %s", r.Starting[name].Seconds(), name)
+	}
+	b.WriteString("\n\n")
 	b.WriteString("sidecar   phase   MB RSS   anon   peak   heap  stacks  goroutines   CPU %  kB/s in     out   sum  frames/s in    out\n")
 	for _, c := range r.Costs {
 		fmt.Fprintf(&b, "%-8s  %-5s  %7.1f %6.1f %6.1f %6.1f  %6.1f  %10.0f  %6.2f  %7.2f %7.2f %5.1f  %11.1f %6.1f\n", c.Subject, c.Phase,
