@@ -214,7 +214,7 @@ func TestValidate(t *testing.T) {
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
 		"service": {
 			func(c *Config) { c.Peer.Service, c.Namespace = "media/sidestream-peers", "Media" },
-			[]string{"SIDESTREAM_PEER_SERVICE", "SIDESTREAM_NAMESPACE"},
+			[]string{"SIDESTREAM_NAMESPACE", "SIDESTREAM_PEER_SERVICE"},
 		},
 		"port number": {func(c *Config) { c.Peer.PortName = "18443/tcp" }, []string{"SIDESTREAM_PEER_PORT_NAME"}},
 		"relative files": {

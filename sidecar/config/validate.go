@@ -17,9 +17,6 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
-// namespaceName is what Kubernetes allows (RFC 1123 section 2.1).
-var namespaceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
 // minKey is the least length of a key that nodes share.
 const minKey = 32
 
@@ -36,7 +33,7 @@ func (c Config) Validate() error {
 	case !plainName.MatchString(c.Cluster):
 		f.add("SIDESTREAM_CLUSTER is %q: use up to 128 letters, digits, dots and dashes", c.Cluster)
 	}
-	if c.Namespace != "" && !namespaceName.MatchString(c.Namespace) {
+	if c.Namespace != "" && !kubernetesName.MatchString(c.Namespace) {
 		f.add("SIDESTREAM_NAMESPACE is %q: give the pod's namespace (fieldRef metadata.namespace), or leave it unset", c.Namespace)
 	}
 	if c.ClusterCAFile != "" && !path.IsAbs(c.ClusterCAFile) {
