@@ -28,6 +28,7 @@ var arrows = map[string][]string{
 	"sidecar/planner":    {"adapters", "sidecar/catalogue", "github.com/cespare/xxhash/"},
 	"sidecar/proto/...":  {"adapters", "google.golang.org/"},
 	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/mesh/bench": {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/mesh", "e2e/wan"},
 	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "sidecar/relay/...", "github.com/pion/", "golang.org/x/"},
 	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},

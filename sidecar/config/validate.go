@@ -71,7 +71,8 @@ func (c Config) Validate() error {
 	}
 	f.kubernetesName("SIDESTREAM_PEER_SERVICE", c.Peer.Service, "name the Service of the peers, such as sidestream-peers, "+
 		"without its namespace, or leave it unset to find peers without Kubernetes")
-	f.kubernetesName("SIDESTREAM_PEER_NAMESPACE", c.Peer.Namespace, "name the namespace of the Service, or leave it unset for the pod's own")
+	f.kubernetesName("SIDESTREAM_PEER_NAMESPACE", c.Peer.Namespace,
+		"name the namespace of the Service, or leave it unset for the pod's own")
 	if !kubernetesName.MatchString(c.Peer.PortName) {
 		f.add("SIDESTREAM_PEER_PORT_NAME is %q: give the name, not the number, of the Service's port for peers, such as sidestream-peer",
 			c.Peer.PortName)

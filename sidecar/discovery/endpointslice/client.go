@@ -103,6 +103,9 @@ func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if !q.Enabled(ctx, r.Level) {
+		return nil // errors come without having been asked for
+	}
 	r.Level = min(r.Level, slog.LevelDebug)
 	return q.Handler.Handle(ctx, r)
 }
