@@ -220,6 +220,7 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 	return relay.NewSession(relay.SessionOptions{
 		Stream: s.Stream, From: from, FromHTTP: n.peers, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
 		Transport: n.around.relay, Traits: n.adapter.Traits(),
+		Grace:  -1, // nobody gives it another source
 		Logger: n.logger.With("parent", s.Parent), Metrics: metrics,
 	})
 }

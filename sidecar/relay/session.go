@@ -81,26 +81,34 @@ type SessionOptions struct {
 	ToHTTP    *http.Client
 	Transport media.Transport
 	Traits    adapters.Traits // of the local server
-	Logger    *slog.Logger    // nil: discard
-	Metrics   *SessionMetrics // nil: none
+	// Grace is for how long the publication at the local server outlives its source, so that Change can give it another.
+	// 0: 10 s; negative: not at all.
+	Grace   time.Duration
+	Logger  *slog.Logger    // nil: discard
+	Metrics *SessionMetrics // nil: none
 }
 
-// Session carries one stream from one parent into the local server. It is used for one Run.
+// Session carries one stream from a parent into the local server; what is published there stays when the parent changes. It
+// is used for one Run.
 type Session struct {
 	options SessionOptions
 	logger  *slog.Logger
 	limits  limits
 
-	live     chan struct{}
-	arrivals chan struct{} // capacity 1: a track has come
-	failures chan error    // capacity 1: what ends the session from within the media path
+	live    chan struct{}
+	over    chan struct{} // closed when the source changes no more
+	changes chan changeRequest
 
-	mu        sync.Mutex
-	steps     []Step
-	location  string
-	lanes     []*lane // at most one of audio and one of video
-	published bool    // lanes are fixed
-	ended     string
+	mu           sync.Mutex
+	steps        []Step
+	location     string
+	lanes        []*lane // at most one of audio and one of video
+	published    bool    // lanes are fixed
+	upstream     *upstream
+	state        SourceState
+	stateChanged chan struct{}
+	changed      []ChangeStatus
+	ended        string
 }
 
 // limits are constants but for tests.
@@ -117,7 +125,8 @@ func NewSession(o SessionOptions) *Session {
 		limits: limits{
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
-		live: make(chan struct{}), arrivals: make(chan struct{}, 1), failures: make(chan error, 1),
+		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
 
@@ -144,45 +153,39 @@ func (s *Session) Run(ctx context.Context) error {
 }
 
 func (s *Session) run(ctx context.Context) error {
-	source, err := s.play(ctx)
-	if err != nil {
+	first := s.newUpstream(Source{From: s.options.From, FromHTTP: s.options.FromHTTP}, true)
+	s.step(StepPlay)
+	if err := s.play(ctx, first); err != nil {
+		close(s.over)
 		return err
 	}
+	s.step(StepPlayAnswered)
+	s.upstream = first
 	group, inner := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return failed(inner, Parent, "relay", ended(source.Wait(inner)))
-	})
-	group.Go(func() error {
-		select {
-		case err := <-s.failures:
-			return failed(inner, Parent, "relay", err)
-		case <-inner.Done():
-			return context.Cause(inner)
-		}
-	})
+	group.Go(func() error { return s.supervise(inner, first) })
 	var target *whip.Session
 	group.Go(func() (err error) {
-		target, err = s.forward(inner, source)
+		target, err = s.forward(inner, first)
 		return err
 	})
-	err = group.Wait()
+	err := group.Wait()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	s.free(ctx, source, target, err)
+	s.free(ctx, s.upstream.session, target, err)
 	return err
 }
 
 // forward takes the stream from the parent's connection to the local server and stays until one of them fails. The
 // publication, if there is one, is returned in any case.
-func (s *Session) forward(ctx context.Context, source *whip.Session) (*whip.Session, error) {
-	err := s.bounded(ctx, Parent, "connect", s.limits.step, source.Connected)
+func (s *Session) forward(ctx context.Context, source *upstream) (*whip.Session, error) {
+	err := s.bounded(ctx, Parent, "connect", s.limits.step, source.session.Connected)
 	if err != nil {
 		return nil, err
 	}
 	s.step(StepParentConnected)
 
-	if err := s.awaitTracks(ctx, source.PeerConnection()); err != nil {
+	if err := s.awaitTracks(ctx, source); err != nil {
 		return nil, failed(ctx, Parent, "wait for media", err)
 	}
 	target, err := s.publish(ctx)
@@ -203,58 +206,21 @@ func (s *Session) forward(ctx context.Context, source *whip.Session) (*whip.Sess
 	return target, failed(ctx, LocalServer, "relay", ended(target.Wait(ctx)))
 }
 
-// play opens the session at the parent.
-func (s *Session) play(ctx context.Context) (*whip.Session, error) {
-	conn := media.NewConn(s.options.Transport, s.arrived)
-	client := &whip.Client{HTTP: s.options.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
-	var session *whip.Session
-	s.step(StepPlay)
-	err := s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
-		session, err = client.Play(ctx, s.options.From, nil)
+// play opens the session at a parent.
+func (s *Session) play(ctx context.Context, u *upstream) error {
+	conn := media.NewConn(s.options.Transport, u.arrived)
+	client := &whip.Client{HTTP: u.source.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
+	return s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
+		u.session, err = client.Play(ctx, u.source.From, nil)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	s.step(StepPlayAnswered)
-	return session, nil
-}
-
-// arrived takes a track of the parent's. It runs in the goroutine that reads the parent's connection.
-func (s *Session) arrived(t *media.Track) media.Sink {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stepLocked(StepFirstPacket)
-	l := s.laneLocked(t.Kind())
-	switch {
-	case l != nil && l.track.Load() != nil && t.RID() != "":
-		return nil // another simulcast layer: one is relayed
-	case l != nil && l.track.Load() != nil:
-		s.fail(fmt.Errorf("it began a second %s track", t.Kind()))
-		return nil
-	case l == nil && s.published:
-		s.fail(fmt.Errorf("its %s began after the stream had been published without", t.Kind()))
-		return nil
-	case l == nil:
-		l = newLane(t.Kind(), s.step, s.fail)
-		s.lanes = append(s.lanes, l)
-	}
-	if err := l.attach(t); err != nil {
-		s.fail(err)
-		return nil
-	}
-	select {
-	case s.arrivals <- struct{}{}:
-	default:
-	}
-	return l
 }
 
 // awaitTracks waits until it is known what is to be published: which tracks, and of which codec. An answer may list more
 // codecs than one, and the profile it names is often not the publisher's, so only packets tell (and the answer, where it
-// leaves no choice).
-func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) error {
-	promised, err := promisedTracks(pc)
+// leaves no choice). A source that takes another's place need have only what is published already.
+func (s *Session) awaitTracks(ctx context.Context, u *upstream) error {
+	promised, err := promisedTracks(u.session.PeerConnection())
 	if err != nil {
 		return err
 	}
@@ -265,15 +231,15 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	defer timer.Stop()
 	settling := false
 	for {
-		missing := s.missing(promised)
+		missing, come := s.missing(u, promised)
 		if len(missing) == 0 {
 			break
 		}
-		if !settling && len(missing) < len(promised) {
+		if !settling && come > 0 {
 			settling = true
 			patience := s.limits.settle
 			if slices.ContainsFunc(missing, func(p promise) bool {
-				return p.kind == webrtc.RTPCodecTypeVideo && len(p.codecs) != 1
+				return p.kind == webrtc.RTPCodecTypeVideo && (len(p.codecs) != 1 || !u.initial)
 			}) {
 				patience = s.limits.settleVideo
 			}
@@ -282,7 +248,7 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-s.arrivals:
+		case <-u.arrivals:
 			continue
 		case <-timer.C:
 		}
@@ -294,10 +260,16 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !u.initial {
+		if len(u.feeds) == 0 {
+			return errors.New("it has none of the tracks that are published")
+		}
+		return nil
+	}
 	s.published = true
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
-			l := newLane(p.kind, s.step, s.fail)
+			l := newLane(p.kind, s.step)
 			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}
@@ -305,12 +277,13 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	return nil
 }
 
-func (s *Session) missing(promised []promise) []promise {
+// missing lists what a source has promised and not sent yet, of what is of use, and counts what has come.
+func (s *Session) missing(u *upstream, promised []promise) (missing []promise, come int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(promised), func(p promise) bool {
-		return s.laneLocked(p.kind) != nil
-	})
+		return u.feedLocked(p.kind) != nil || !u.initial && s.laneLocked(p.kind) == nil
+	}), len(u.feeds)
 }
 
 // promise is a track that the parent's answer says will be sent.
@@ -509,15 +482,18 @@ func (s *Session) free(ctx context.Context, source, target *whip.Session, err er
 		if side == dead {
 			limit = min(limit, freeFailed)
 		}
-		group.Go(func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-			defer cancel()
-			if err := session.Close(ctx); err != nil {
-				s.logger.Warn("relay session not freed", "side", side, "error", err)
-			}
-		})
+		group.Go(func() { s.close(ctx, side, session, limit) })
 	}
 	group.Wait()
+}
+
+// close ends one session, within a time and not before.
+func (s *Session) close(ctx context.Context, side Side, session *whip.Session, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	if err := session.Close(ctx); err != nil {
+		s.logger.Warn("relay session not freed", "side", side, "error", err)
+	}
 }
 
 // bounded does one step within a time.
@@ -551,13 +527,6 @@ func ended(err error) error {
 		return errors.New("it ended the session")
 	}
 	return err
-}
-
-func (s *Session) fail(err error) {
-	select {
-	case s.failures <- err:
-	default: // one is enough
-	}
 }
 
 func (s *Session) laneLocked(kind webrtc.RTPCodecType) *lane {
@@ -608,7 +577,9 @@ type SessionStatus struct {
 	Location string            `json:"location,omitempty"` // of the session at the local server
 	Steps    []Step            `json:"steps"`              // in the order they were taken
 	Live     bool              `json:"live"`
-	Ended    string            `json:"ended,omitempty"` // why, once Run has ended
+	Source   SourceState       `json:"source"`
+	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
+	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
 }
 
@@ -641,6 +612,7 @@ func (s *Session) Status() SessionStatus {
 	defer s.mu.Unlock()
 	status := SessionStatus{
 		Stream: s.options.Stream, Location: s.location, Steps: slices.Clone(s.steps), Ended: s.ended,
+		Source: s.state, Changes: slices.Clone(s.changed),
 	}
 	select {
 	case <-s.live:
