@@ -12,9 +12,9 @@ import (
 // URIs of the RTP header extensions (RFC 8285) that are passed on from hop to hop. All others end at the hop.
 const (
 	AbsCaptureTime       = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time"
-	extAudioLevel           = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
-	extVideoOrientation     = "urn:3gpp:video-orientation"
-	extPlayoutDelay         = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
+	extAudioLevel        = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
+	extVideoOrientation  = "urn:3gpp:video-orientation"
+	extPlayoutDelay      = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 	DependencyDescriptor = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 )
 

@@ -56,6 +56,7 @@ type Source struct {
 const (
 	HowAligned  = "aligned"   // copies of one publication, found alike: no frame need be missing
 	HowKeyFrame = "key frame" // at a key frame of the new one
+	HowClock    = "clock"     // sound alone: where the clocks say
 )
 
 // Flow is how a session's source stands.
@@ -80,7 +81,7 @@ type SourceState struct {
 type ChangeStatus struct {
 	At    time.Time     `json:"at"`
 	Took  time.Duration `json:"took"`
-	How   string        `json:"how,omitempty"` // HowAligned or HowKeyFrame
+	How   string        `json:"how,omitempty"` // HowAligned, HowKeyFrame or HowClock
 	Error string        `json:"error,omitempty"`
 }
 
@@ -485,7 +486,7 @@ func (h *handover) flows() bool {
 }
 
 func (h *handover) run(ctx context.Context) error {
-	h.how = HowKeyFrame
+	h.how = HowClock
 	if h.video != nil && !h.flows() {
 		h.hurry()
 	}
@@ -712,7 +713,7 @@ func (h *handover) runKeyFrame(ctx context.Context, known *uint32) error {
 				if ahead > 0 {
 					h.oldVideo, h.newVideo = h.sides(f, before, after)
 					h.seams[f] = seam{shift: media.Shift{Timestamp: offset}}
-					return l.atKeyFrame(ctx, f, p.Header.SequenceNumber, offset, pictures)
+					return l.atKeyFrame(ctx, f, p.Header.SequenceNumber, withPictures(h.seams[f].shift, pictures), h.flows)
 				}
 				f.track.RequestKeyFrame()
 			}
@@ -806,7 +807,14 @@ func (h *handover) runAudio(ctx context.Context) error {
 		end := before[len(before)-1].Header.Timestamp
 		found.shift.Timestamp = onGrid(offset, end, after[0].Header.Timestamp, stepOf(before))
 	}
-	return l.aligned(ctx, f, found.shift, h.flows)
+	err := l.aligned(ctx, f, found.shift, h.flows)
+	if errors.Is(err, errBrokeOff) {
+		l.mu.Lock()
+		l.switchLocked(f)
+		l.mu.Unlock()
+		err = l.catchUp(ctx, f)
+	}
+	return err
 }
 
 // captured is what a track's packets themselves say of their source's time (abs-capture-time), newest first.

@@ -1,9 +1,11 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,8 +26,15 @@ const (
 	burstPackets  = 32
 	burstInterval = 5 * time.Millisecond
 
+	// One cycle of sequence numbers; extended ones begin there, so that there are some below the first.
+	cycle = 1 << 16
+
 	// For so many sequence numbers behind a seam, what comes late is looked at: is it from before?
 	seamWindow = 1 << 12
+
+	// Behind a seam, packets wait for one that may be missing before them until there are so many, or for so long.
+	seekPackets = 32
+	seekTime    = 50 * time.Millisecond
 
 	// Flowing video is silent after four times the longest of the recent intervals between frames, within these bounds; it does
 	// not flow where that was longer than the sparse one.
@@ -105,11 +114,17 @@ type feed struct {
 	seeking bool   // the first packet behind the seam has not come
 	before  uint64 // the highest extended sequence number that lies before the seam
 	first   uint64 // the first that lies behind it
+	held    []held // what seems to lie behind it, while that is not sure
 	after   edge   // where the lane ended
 	late    bool   // it came when the source had taken over: its first packet does that for it
 }
 
 var _ media.Sink = (*feed)(nil)
+
+type held struct {
+	extended uint64
+	packet   *media.Packet
+}
 
 func newLane(kind webrtc.RTPCodecType, report func(string)) *lane {
 	return &lane{kind: kind, history: media.NewHistory(historyOf(kind)), report: report, started: make(chan struct{})}
@@ -229,6 +244,9 @@ func (f *feed) followLocked(payloadType uint8) bool {
 
 // takeLocked takes the current feed's next packet, and says whether it was one to be sent.
 func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
+	if f.seeking {
+		return l.seekLocked(f, p)
+	}
 	if f.moved && !f.placeLocked(p) {
 		return false
 	}
@@ -236,7 +254,7 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	l.noteLocked(p)
 	if l.through {
 		l.out.Packet(p)
-		if l.next != nil && p.Header.Marker && p.Header.SequenceNumber == l.last.sequence {
+		if l.next != nil && l.endsLocked() {
 			l.switchLocked(l.next)
 		}
 		return true
@@ -296,19 +314,6 @@ func (f *feed) placeLocked(p *media.Packet) bool {
 		return int16(seq-f.from) >= 0 && !l.history.Has(seq)
 	}
 	late := f.after.ok && int32(timestamp-f.after.timestamp) <= tolerance(l.codec.ClockRate)
-	if f.seeking {
-		if late {
-			f.before = max(f.before, extended)
-			return false
-		}
-		if f.before > 0 {
-			f.first = f.before + 1
-		} else {
-			f.first = extended
-		}
-		f.seeking = false
-		f.shift.Sequence = f.after.sequence + 1 - uint16(f.first)
-	}
 	if extended < f.first || late && extended < f.first+seamWindow {
 		return false
 	}
@@ -316,10 +321,43 @@ func (f *feed) placeLocked(p *media.Packet) bool {
 	return true
 }
 
+// seekLocked looks for the first packet behind the seam, among those that may come out of order: no number shall be left out.
+func (l *lane) seekLocked(f *feed, p *media.Packet) (sent bool) {
+	extended := f.extendLocked(p.Header.SequenceNumber)
+	timestamp := p.Header.Timestamp + f.shift.Timestamp
+	if f.after.ok && int32(timestamp-f.after.timestamp) <= tolerance(l.codec.ClockRate) {
+		f.before = max(f.before, extended)
+	} else {
+		f.held = append(f.held, held{extended, p.Clone()})
+	}
+	if len(f.held) == 0 {
+		return false
+	}
+	slices.SortFunc(f.held, func(a, b held) int { return cmp.Compare(a.extended, b.extended) })
+	first := f.held[0]
+	if f.before > 0 && first.extended > f.before+1 && len(f.held) < seekPackets && p.Arrival.Sub(first.packet.Arrival) < seekTime {
+		return false
+	}
+	f.first = first.extended
+	if f.before > 0 {
+		f.first = f.before + 1
+	}
+	f.seeking = false
+	f.shift.Sequence = f.after.sequence + 1 - uint16(f.first)
+	if f.kept == nil {
+		f.reportLocked()
+	}
+	for _, h := range f.held {
+		sent = l.takeLocked(f, h.packet) || sent
+	}
+	f.held = nil
+	return sent
+}
+
 // extendLocked tells sequence numbers of one cycle from those of another.
 func (f *feed) extendLocked(seq uint16) uint64 {
 	if !f.started {
-		f.started, f.highest = true, 1<<16|uint64(seq)
+		f.started, f.highest = true, cycle|uint64(seq)
 	}
 	extended := f.highest + uint64(int64(int16(seq-uint16(f.highest))))
 	f.highest = max(f.highest, extended)
@@ -432,33 +470,80 @@ func (l *lane) exactly(ctx context.Context, f *feed, s seam) error {
 	f.moved, f.exact, f.from, f.shift = true, true, s.from, s.shift
 	// Nothing of it has been looked at yet, so the end of the lane says which cycle it counts from.
 	end := l.last.sequence - s.shift.Sequence
-	f.started, f.highest = true, 1<<16|uint64(end)
+	f.started, f.highest = true, cycle|uint64(end)
 	f.first = f.highest
 	l.switchLocked(f)
 	l.mu.Unlock()
 	return l.catchUp(ctx, f)
 }
 
-// aligned lets a feed take over whose timestamps are known to lie as shift says: at the end of the frame that the lane is at.
-// Where the current feed still flows, that is waited for; flows says so.
+// aligned lets a feed take over, at the end of the frame that the lane is at, whose timestamps are known to lie as shift says.
+// It fails with errBrokeOff where that end does not come.
 func (l *lane) aligned(ctx context.Context, f *feed, shift media.Shift, flows func() bool) error {
 	l.mu.Lock()
 	f.moved, f.seeking, f.shift = true, true, shift
-	over := make(chan struct{})
-	began := time.Now()
-	if l.kind == webrtc.RTPCodecTypeAudio || l.last.marker || !flows() {
-		l.switchLocked(f)
-		close(over)
-	} else {
-		l.next, l.over = f, over
-	}
 	l.mu.Unlock()
+	if err := l.takeOver(ctx, f, flows); err != nil {
+		return err
+	}
+	return l.catchUp(ctx, f)
+}
+
+// atKeyFrame lets a feed take over at a key frame that it keeps, whose first packet has the sequence number first.
+func (l *lane) atKeyFrame(ctx context.Context, f *feed, first uint16, shift media.Shift, flows func() bool) error {
+	l.mu.Lock()
+	f.moved, f.shift = true, shift
+	f.started, f.highest = true, cycle|uint64(first)
+	f.first = f.highest
+	l.mu.Unlock()
+	err := l.takeOver(ctx, f, flows)
+	if errors.Is(err, errBrokeOff) {
+		// The rest of the frame is given up. To leave out a number would let the far end wait for it.
+		l.mu.Lock()
+		l.switchLocked(f)
+		l.mu.Unlock()
+	} else if err != nil {
+		return err
+	}
+	return l.catchUp(ctx, f)
+}
+
+// errBrokeOff says that the old source ended in the middle of a frame, while its end was waited for.
+var errBrokeOff = errors.New("the old source broke off")
+
+// takeOver makes a feed the current one at the end of a frame. Where the current feed still flows, as flows says, that is waited
+// for.
+func (l *lane) takeOver(ctx context.Context, f *feed, flows func() bool) error {
+	over := make(chan struct{})
+	l.mu.Lock()
+	if l.endsLocked() {
+		l.switchLocked(f)
+		l.mu.Unlock()
+		return nil
+	}
+	l.next, l.over = f, over
+	l.mu.Unlock()
+	began := time.Now()
 	tick := time.NewTicker(alignTick)
 	defer tick.Stop()
 	for {
+		broken := !flows() // it takes the lock
+		l.mu.Lock()
+		switch {
+		case l.current == f:
+			l.mu.Unlock()
+			return nil
+		case broken:
+			l.next, l.over = nil, nil
+			l.mu.Unlock()
+			return errBrokeOff
+		case time.Since(began) > boundaryPatience: // a publisher that does not mark the ends of frames
+			l.switchLocked(f)
+		}
+		l.mu.Unlock()
 		select {
 		case <-over:
-			return l.catchUp(ctx, f)
+		case <-tick.C:
 		case <-ctx.Done():
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -467,36 +552,31 @@ func (l *lane) aligned(ctx context.Context, f *feed, shift media.Shift, flows fu
 			}
 			l.next, l.over = nil, nil
 			return context.Cause(ctx)
-		case <-tick.C:
 		}
-		l.mu.Lock()
-		switch {
-		case l.current == f:
-		case !flows():
-			l.next, l.over = nil, nil
-			l.mu.Unlock()
-			return errBrokeOff
-		case time.Since(began) > boundaryPatience: // a publisher that does not mark the ends of frames
-			l.switchLocked(f)
-		}
-		l.mu.Unlock()
 	}
 }
 
-// errBrokeOff says that the old source ended in the middle of a frame, while its end was waited for.
-var errBrokeOff = errors.New("the old source broke off")
-
-// atKeyFrame lets a feed take over at a key frame that it keeps, as the first packet's sequence number says. pictures are what
-// its picture numbers go on from.
-func (l *lane) atKeyFrame(ctx context.Context, f *feed, first uint16, timestamp uint32, pictures media.Shift) error {
-	l.mu.Lock()
-	shift := withPictures(media.Shift{Timestamp: timestamp, Sequence: l.last.sequence + 1 - first}, pictures)
-	f.moved, f.shift = true, shift
-	f.started, f.highest = true, 1<<16|uint64(first)
-	f.first = f.highest
-	l.switchLocked(f)
-	l.mu.Unlock()
-	return l.catchUp(ctx, f)
+// endsLocked says whether the lane ends with a whole frame, or packets of sound without a hole: what came out of order behind
+// a seam would be too late.
+func (l *lane) endsLocked() bool {
+	if !l.last.ok {
+		return true
+	}
+	if l.kind == webrtc.RTPCodecTypeAudio {
+		return l.history.Has(l.last.sequence-1) && l.history.Has(l.last.sequence-2) || l.history.Head() < 3
+	}
+	if !l.last.marker {
+		return false
+	}
+	var p media.Packet
+	for seq := l.last.sequence; ; seq-- {
+		switch {
+		case seq == l.last.sequence+1, !l.history.Sequence(seq, &p):
+			return false
+		case p.Header.Timestamp != l.last.timestamp:
+			return true
+		}
+	}
 }
 
 // switchLocked makes a feed the current one.
@@ -508,6 +588,9 @@ func (l *lane) switchLocked(f *feed) {
 		f.kept = media.NewHistory(historyOf(l.kind))
 	}
 	f.after = l.last
+	if f.moved && !f.exact && !f.seeking {
+		f.shift.Sequence = l.last.sequence + 1 - uint16(f.first)
+	}
 	l.current = f
 	l.track.Store(f.track)
 	if l.out != nil {
