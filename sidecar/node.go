@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,9 +29,9 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
+	"github.com/sidestream-dev/sidestream/sidecar/discovery/endpointslice"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
-	"github.com/sidestream-dev/sidestream/sidecar/planner"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
@@ -65,12 +68,14 @@ type node struct {
 	gateway  *gateway.Gateway
 	tokens   *gateway.Tokens
 
+	sources *discovery.Merged // from run on
+
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
-	superseded prometheus.Gauge
+	superseded *supersededMetrics
 
-	mu      sync.Mutex
-	readers map[adapters.StreamID]int // as the media server reported last
+	mu       sync.Mutex
+	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
 }
 
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
@@ -78,17 +83,15 @@ type node struct {
 func newNode(settings config.Config, around surroundings, logger *slog.Logger) (_ *node, err error) {
 	n := &node{
 		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
-		readers: map[adapters.StreamID]int{},
+		reported: map[adapters.StreamID]adapters.Stream{},
 	}
 	defer func() {
 		if err != nil {
 			n.close()
 		}
 	}()
-	n.superseded = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "sidestream_superseded_publications", Help: "Publications at this node's server that later ones elsewhere beat.",
-	})
-	n.registry.MustRegister(n.superseded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.superseded = newSupersededMetrics(n.registry)
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, l := range []struct {
 		to            *net.Listener
 		what, address string
@@ -112,6 +115,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 	n.known = catalogue.New(catalogue.Node{
 		ID: n.state.Node, Incarnation: n.state.Incarnation, Cluster: settings.Cluster,
 	})
+	n.known.SetPolicy(policyOf(settings))
 	if err := n.known.Restore(n.state.Record); err != nil {
 		n.logger.Warn("what was remembered cannot be true; going on without it", "error", err)
 	}
@@ -186,10 +190,26 @@ func dialable(addr net.Addr, pod netip.Addr) string {
 func (n *node) openMesh() (err error) {
 	p := n.settings.Peer
 	n.security = mesh.Plaintext()
-	if p.Security == config.TLS {
-		if n.security, err = mesh.LoadSecurity(p.TLSDir, n.logger); err != nil {
-			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY=plaintext on a network that is safe by itself)", err)
+	self := mesh.SecurityOptions{Namespace: n.settings.Namespace, Cluster: n.settings.Cluster, Logger: n.logger}
+	switch p.Security {
+	case config.TLS:
+		if n.security, err = mesh.LoadSecurity(p.TLSDir, self); err != nil {
+			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY to shared-key, or to plaintext on a network "+
+				"that is safe by itself)", err)
 		}
+	case config.SharedKey:
+		if p.KeyFile != "" {
+			n.security, err = mesh.SharedKeyFile(p.KeyFile, self)
+		} else {
+			n.security, err = mesh.SharedKey(string(p.Key), self)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	fingerprint, err := clusterFingerprint(n.settings.ClusterCAFile)
+	if err != nil {
+		n.logger.Warn("the cluster's authority cannot be read; a cluster of the same name will not be noticed", "error", err)
 	}
 	n.tokens = gateway.NewTokens(nil)
 	n.peers = n.security.HTTPClient(n.around.dial)
@@ -206,10 +226,28 @@ func (n *node) openMesh() (err error) {
 	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
+		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
+		Flows:   n.flows,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
 	return nil
+}
+
+// clusterFingerprint tells clusters apart by their authority; nil where there is none.
+func clusterFingerprint(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(text)) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bytes.TrimSpace(text))
+	return sum[:], nil
 }
 
 // newSession makes the session that pulls from a parent's gateway and publishes into the own server.
@@ -229,6 +267,9 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 // end their sessions.
 func (n *node) run(ctx context.Context) error {
 	defer n.close()
+	if err := n.openDiscovery(); err != nil { // not before: the demo's nodes learn each other's ports when all are open
+		return err
+	}
 	viewers, front := n.listeners.gateway, http.Handler(n.gateway)
 	if n.around.viewers != nil {
 		viewers = n.around.viewers(viewers)
@@ -250,7 +291,7 @@ func (n *node) run(ctx context.Context) error {
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
 	}
-	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.discover}
+	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.endSuperseded, n.discover}
 	n.logger.Info("running", "gateway", n.listeners.gateway.Addr().String(), "peers", n.listeners.peer.Addr().String(),
 		"admin", n.listeners.admin.Addr().String(), "incarnation", n.state.Incarnation)
 	return runStages(ctx, server, doors, working)
@@ -325,12 +366,12 @@ func newBackOff() *backoff.ExponentialBackOff {
 }
 
 func (n *node) report(streams []adapters.Stream) {
-	readers := make(map[adapters.StreamID]int, len(streams))
+	reported := make(map[adapters.StreamID]adapters.Stream, len(streams))
 	for _, s := range streams {
-		readers[s.ID] = s.Readers
+		reported[s.ID] = s
 	}
 	n.mu.Lock()
-	n.readers = readers
+	n.reported = reported
 	n.mu.Unlock()
 	if err := n.known.SetLocal(streams); err != nil {
 		n.logger.Warn("streams are not announced", "error", err)
@@ -338,14 +379,19 @@ func (n *node) report(streams []adapters.Stream) {
 	n.relays.Report(streams)
 }
 
-func (n *node) readersOf(id adapters.StreamID) int {
+func (n *node) streamOf(id adapters.StreamID) (adapters.Stream, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	count, ok := n.readers[id]
+	s, ok := n.reported[id]
+	return s, ok
+}
+
+func (n *node) readersOf(id adapters.StreamID) int {
+	s, ok := n.streamOf(id)
 	if !ok {
 		return -1
 	}
-	return count
+	return s.Readers
 }
 
 // watchKnown follows what is known of the streams: it tells the mesh on which nodes media depends here, and people which
@@ -354,8 +400,8 @@ func (n *node) watchKnown(ctx context.Context) error {
 	var beaten superseded
 	for {
 		state, changed := n.known.Snapshot()
-		n.mesh.SetRelated(related(state))
-		n.superseded.Set(float64(beaten.follow(state, n.logger)))
+		n.mesh.SetRelated(state.Related())
+		n.superseded.present.Set(float64(beaten.follow(state, n.logger)))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -364,64 +410,39 @@ func (n *node) watchKnown(ctx context.Context) error {
 	}
 }
 
-// related are the parents and children of what is held here.
-func related(s *catalogue.State) []catalogue.NodeID {
-	self := s.Self().ID
-	set := map[catalogue.NodeID]bool{}
-	for _, id := range s.Streams() {
-		own, ok := s.Own(id)
-		if !ok {
-			continue
-		}
-		if parent := own.Parent(); parent != "" {
-			set[parent] = true
-		}
-		for _, child := range s.Children(id, self) {
-			set[child] = true
-		}
+// openDiscovery puts together the sources of peers that the settings name.
+func (n *node) openDiscovery() error {
+	p := n.settings.Peer
+	var sources []discovery.Named
+	if p.Service != "" {
+		sources = append(sources, discovery.Named{Name: "endpointslice", Source: endpointslice.New(endpointslice.Options{
+			Service: p.Service, Namespace: p.Namespace, PortName: p.PortName, Kubeconfig: p.Kubeconfig,
+			Logger: n.logger, Registerer: n.registry,
+		})})
 	}
-	nodes := make([]catalogue.NodeID, 0, len(set))
-	for id := range set {
-		nodes = append(nodes, id)
-	}
-	slices.Sort(nodes)
-	return nodes
-}
-
-// superseded are the publications at the own server that others elsewhere beat, by name, and by which.
-type superseded map[adapters.StreamID]catalogue.Publication
-
-// follow logs what has changed, and counts them.
-func (s *superseded) follow(state *catalogue.State, logger *slog.Logger) int {
-	now := superseded{}
-	for _, h := range state.Superseded() {
-		winner, _ := state.Winner(h.Stream)
-		now[h.Stream] = winner
-		if (*s)[h.Stream] != winner {
-			logger.Warn("publication is superseded; only viewers of this node see it", "stream", h.Stream, "epoch", h.Epoch,
-				"by", winner.Origin, "by_epoch", winner.Epoch)
+	if len(p.DNS) > 0 {
+		names, err := discovery.NewDNS(p.DNS, p.PortName, n.logger)
+		if err != nil {
+			return fmt.Errorf("find peers by DNS (SIDESTREAM_PEER_DNS): %w", err)
 		}
+		sources = append(sources, discovery.Named{Name: "dns", Source: names})
 	}
-	*s = now
-	return len(now)
+	if p.File != "" {
+		sources = append(sources, discovery.Named{Name: "file", Source: discovery.NewFile(p.File, n.logger)})
+	}
+	if len(p.Static) > 0 {
+		list, err := discovery.NewStatic(p.Static, n.logger)
+		if err != nil {
+			return fmt.Errorf("list peers (SIDESTREAM_PEER_STATIC): %w", err)
+		}
+		sources = append(sources, discovery.Named{Name: "static", Source: list})
+	}
+	n.sources = discovery.Merge(discovery.MergeOptions{Logger: n.logger, Registerer: n.registry}, sources...)
+	return nil
 }
 
 // discover tells the mesh where peers are.
-func (n *node) discover(ctx context.Context) error {
-	source, err := discovery.NewStatic(n.settings.Peer.Static, n.logger)
-	if err != nil {
-		return err
-	}
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		err := source.Run(ctx, n.mesh.SetPeers)
-		if ctx.Err() != nil {
-			return struct{}{}, backoff.Permanent(ctx.Err())
-		}
-		n.logger.Warn("peers cannot be discovered; asking again", "error", err)
-		return struct{}{}, errors.Join(err, errLost)
-	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
-	return err
-}
+func (n *node) discover(ctx context.Context) error { return n.sources.Run(ctx, n.mesh.SetPeers) }
 
 // forward is how the gateway reaches another node's sessions.
 func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
@@ -441,6 +462,8 @@ type status struct {
 	Peers   []mesh.PeerStatus `json:"peers"`
 	Streams []streamStatus    `json:"streams"`
 	Relays  []relay.Status    `json:"relays"`
+
+	Discovery []discovery.Status `json:"discovery"`
 }
 
 // streamStatus is one name that anybody holds.
@@ -462,7 +485,8 @@ func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
 		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
-		Peers: append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
+		Discovery: n.sources.Status(),
+		Peers:     append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}
 	for _, id := range known.Streams() {
 		winner, ok := known.Winner(id)
@@ -497,6 +521,24 @@ func (p parents) Pull(ctx context.Context, parent catalogue.NodeID, id adapters.
 
 func (p parents) RTT(id catalogue.NodeID) (time.Duration, bool) { return p.mesh.RTT(id) }
 
+func (p parents) PacketAge(parent catalogue.NodeID, id adapters.StreamID) (time.Duration, bool) {
+	return p.mesh.PacketAge(parent, id)
+}
+
+func (p parents) Sequence(parent catalogue.NodeID, id adapters.StreamID) (uint64, bool) {
+	return p.mesh.Sequence(parent, id)
+}
+
+// flows are the streams that a child pulls from here.
+func (n *node) flows(child catalogue.NodeID) map[adapters.StreamID]mesh.Flow {
+	flows := n.relays.Flows(child)
+	told := make(map[adapters.StreamID]mesh.Flow, len(flows))
+	for id, f := range flows {
+		told[id] = mesh.Flow(f)
+	}
+	return told
+}
+
 // answers is what the mesh asks of this node on behalf of others.
 type answers struct{ node *node }
 
@@ -504,14 +546,14 @@ func (a answers) Claim(from catalogue.NodeID, id adapters.StreamID, epoch uint64
 	return mesh.Claim(a.node.relays.Claim(from, id, epoch))
 }
 
-// Grant lets a child pull what is held here, unless it would be pulling from itself.
+// Grant lets a child pull what is held here, unless it would be pulling from itself, or the stream may not leave.
 func (a answers) Grant(child catalogue.NodeID, id adapters.StreamID) (mesh.Grant, error) {
-	known, _ := a.node.known.Snapshot()
-	own, err := planner.Source(known, child, id)
+	grant, err := a.node.relays.Grant(child, id)
 	if err != nil {
 		return mesh.Grant{}, &mesh.RefusedError{Reason: err.Error()}
 	}
-	return mesh.Grant{Token: a.node.tokens.Issue(string(child), id), Path: own.Path, Epoch: own.Epoch}, nil
+	grant.Token = a.node.tokens.Issue(string(child), id)
+	return mesh.Grant(grant), nil
 }
 
 // runSidecar is the command "run".

@@ -32,6 +32,12 @@ type Config struct {
 	NodeID string `env:"NODE_ID"`
 	// Cluster is what the viewers of this node are near to: a region's name, the same for all nodes of one cluster.
 	Cluster string `env:"CLUSTER"`
+	// ClusterCAFile holds the cluster's own authority, as Kubernetes mounts it: by its hash nodes see when two clusters have
+	// one name. Where there is no such file they do not see it.
+	ClusterCAFile string `env:"CLUSTER_CA_FILE" envDefault:"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"`
+	// Namespace is that of the pod, for Kubernetes from the downward API. Nodes of different namespaces do not join, and a
+	// certificate may demand one.
+	Namespace string `env:"NAMESPACE"`
 	// PodIP is the address at which this pod's containers reach each other and its peers reach its media. Unset: only
 	// loopback is known, which suits one machine.
 	PodIP netip.Addr `env:"POD_IP"`
@@ -42,6 +48,7 @@ type Config struct {
 	Gateway Gateway `envPrefix:"GATEWAY_"`
 	Peer    Peer    `envPrefix:"PEER_"`
 	Relay   Relay   `envPrefix:"RELAY_"`
+	Publish Publish `envPrefix:"PUBLISH_"`
 	Admin   Admin   `envPrefix:"ADMIN_"`
 	SFU     SFU     `envPrefix:"SFU_"`
 	Log     Log     `envPrefix:"LOG_"`
@@ -76,18 +83,41 @@ type Peer struct {
 	Listen string `env:"LISTEN" envDefault:":18443"`
 	// AdvertisedHost is the address or name at which peers reach this port. Empty: the pod's IP.
 	AdvertisedHost string `env:"ADVERTISED_HOST"`
+	// Service is the Kubernetes Service of that name in all clusters whose EndpointSlices tell the peers. Empty: Kubernetes
+	// is not asked.
+	Service string `env:"SERVICE"`
+	// Namespace is the Service's. Empty: the pod's own.
+	Namespace string `env:"NAMESPACE"`
+	// PortName is the name of the Service's port for peers.
+	PortName string `env:"PORT_NAME" envDefault:"sidestream-peer"`
+	// Kubeconfig is a file by which the API server is reached. Empty: by the pod's service account.
+	Kubeconfig string `env:"KUBECONFIG"`
+	// DNS lists names that resolve to peers: host:port, or a name alone whose SRV records for PortName tell the ports.
+	DNS []string `env:"DNS"`
+	// File lists peers, a host:port on each line; it is read again when it changes.
+	File string `env:"FILE"`
 	// Static lists peers, host:port, for use without Kubernetes. Names are looked up again from time to time. The own
 	// address may be among them.
 	Static   []string `env:"STATIC"`
 	Security Security `env:"SECURITY" envDefault:"tls"`
 	// TLSDir holds tls.crt, tls.key and ca.crt, as a mounted Secret does.
 	TLSDir string `env:"TLS_DIR" envDefault:"/etc/sidestream/peer-tls"`
+	// Key is what the nodes of a mesh share with shared-key: at least 32 random characters.
+	Key Secret `env:"KEY"`
+	// KeyFile holds such keys instead, one a line: the first one is used to dial, all are accepted. It is read again when it
+	// changes.
+	KeyFile string `env:"KEY_FILE"`
 }
 
 // Relay says when streams are carried here, and how they spread from here.
 type Relay struct {
-	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer.
+	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next two
+	// the first entry that matches a name decides, against it where the entry begins with "!".
 	Pins []string `env:"PINS"`
+	// Export lists what may leave the cluster, Import what of other clusters is taken notice of; empty: everything. They are
+	// the same at all nodes of a cluster.
+	Export []string `env:"EXPORT"`
+	Import []string `env:"IMPORT"`
 	// Linger is how long a relay goes on after its last viewer.
 	Linger time.Duration `env:"LINGER" envDefault:"15s"`
 	// FanOut bounds how many children pull one stream from this node.
@@ -95,6 +125,17 @@ type Relay struct {
 	// Drain bounds how long /drain waits for the children to find other parents. It has to end before the pod is killed:
 	// its termination grace period less five seconds is right.
 	Drain time.Duration `env:"DRAIN" envDefault:"20s"`
+}
+
+// Publish says what becomes of two publications of one name, of which every node shows the same one.
+type Publish struct {
+	// Conflict says how a publication here stands against others of its name. It goes with the publication, so that all
+	// nodes agree.
+	Conflict Conflict `env:"CONFLICT" envDefault:"newest"`
+	// Priority is for the policy "priority": the higher wins. Publications of other policies have 0.
+	Priority int32 `env:"PRIORITY"`
+	// OnSupersede says what happens to a publication here that another elsewhere beats.
+	OnSupersede Supersede `env:"ON_SUPERSEDE" envDefault:"keep"`
 }
 
 // Admin is the port for probes, metrics and status.
@@ -127,14 +168,41 @@ type Log struct {
 // Security is how peers prove themselves to each other.
 type Security string
 
-// The ways: mutual TLS, or nothing at all, for one machine and tests.
+// The ways: mutual TLS with mounted certificates, or with some that a shared key yields; or nothing at all, for one machine
+// and tests.
 const (
 	TLS       Security = "tls"
+	SharedKey Security = "shared-key"
 	Plaintext Security = "plaintext"
 )
 
 // UnmarshalText accepts one of the constants.
-func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, Plaintext) }
+func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, SharedKey, Plaintext) }
+
+// Conflict is a policy for publications of one name.
+type Conflict string
+
+// The policies: the publication that began last, or first, or that of the highest priority.
+const (
+	Newest   Conflict = "newest"
+	Oldest   Conflict = "oldest"
+	Priority Conflict = "priority"
+)
+
+// UnmarshalText accepts one of the constants.
+func (c *Conflict) UnmarshalText(text []byte) error { return oneOf(c, text, Newest, Oldest, Priority) }
+
+// Supersede is what happens to a publication that another beats.
+type Supersede string
+
+// It goes on for the viewers of its own node, or is ended where the adapter can.
+const (
+	Keep Supersede = "keep"
+	End  Supersede = "end"
+)
+
+// UnmarshalText accepts one of the constants.
+func (o *Supersede) UnmarshalText(text []byte) error { return oneOf(o, text, Keep, End) }
 
 // Format is the look of log lines.
 type Format string
@@ -337,7 +405,7 @@ func (f field) hint() string {
 		return "a time such as 10s or 1m30s"
 	case bool:
 		return "true or false"
-	case int:
+	case int, int32:
 		return "a whole number"
 	case netip.Addr:
 		return "an IP address such as 10.0.0.7"
@@ -350,7 +418,11 @@ func (f field) hint() string {
 	case slog.Level:
 		return "debug, info, warn or error"
 	case Security:
-		return "tls or plaintext"
+		return "tls, shared-key or plaintext"
+	case Conflict:
+		return "newest, oldest or priority"
+	case Supersede:
+		return "keep or end"
 	case Format:
 		return "json or text"
 	default:

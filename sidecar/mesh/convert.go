@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"time"
+	"unique"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
@@ -17,6 +18,7 @@ func holdFrame(h catalogue.Hold) *pb.Hold {
 		Epoch:    h.Epoch,
 		Path:     texts(h.Path),
 		Priority: h.Priority,
+		Oldest:   h.Oldest,
 		DelayUs:  uint64(max(h.Delay.Microseconds(), 0)),
 	}
 	for _, t := range h.Tracks {
@@ -27,21 +29,41 @@ func holdFrame(h catalogue.Hold) *pb.Hold {
 
 func holdFrom(p *pb.Hold) catalogue.Hold {
 	h := catalogue.Hold{
-		Stream:   adapters.StreamID(p.GetStream()),
+		Stream:   adapters.StreamID(shared(p.GetStream())),
 		Epoch:    p.GetEpoch(),
 		Path:     nodeIDs(p.GetPath()),
 		Priority: p.GetPriority(),
+		Oldest:   p.GetOldest(),
 		Delay:    duration(p.GetDelayUs(), time.Microsecond),
 	}
 	for _, t := range p.GetTracks() {
-		h.Tracks = append(h.Tracks, adapters.Track{Kind: t.GetKind(), MIME: t.GetMime(), RID: t.GetRid()})
+		h.Tracks = append(h.Tracks, adapters.Track{Kind: shared(t.GetKind()), MIME: shared(t.GetMime()), RID: shared(t.GetRid())})
 	}
 	return h
 }
 
+func grantFrame(g Grant) *pb.Grant {
+	return &pb.Grant{
+		Token: g.Token, Path: texts(g.Path), Epoch: g.Epoch, Priority: g.Priority, Oldest: g.Oldest, Sequence: g.Sequence,
+	}
+}
+
+// grantFrom lacks the URL.
+func grantFrom(p *pb.Grant) Grant {
+	return Grant{
+		Token: p.GetToken(), Path: nodeIDs(p.GetPath()), Epoch: p.GetEpoch(), Priority: p.GetPriority(), Oldest: p.GetOldest(),
+		Sequence: p.GetSequence(),
+	}
+}
+
 func equalHolds(a, b catalogue.Hold) bool {
-	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Delay == b.Delay &&
+	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Oldest == b.Oldest && a.Delay == b.Delay &&
 		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
+}
+
+// sameHolds compares two sets at no cost where they are the same slice, as the catalogue gives it while nothing changes.
+func sameHolds(a, b []catalogue.Hold) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, equalHolds))
 }
 
 func compareEpochs(a, b catalogue.Hold) int { return cmp.Compare(a.Epoch, b.Epoch) }
@@ -76,10 +98,13 @@ func duration(n uint64, unit time.Duration) time.Duration {
 	return time.Duration(min(n, uint64(math.MaxInt64/2/unit))) * unit
 }
 
+// shared is the one copy of a text that comes again and again in the sets of all peers.
+func shared(text string) string { return unique.Make(text).Value() }
+
 func nodeIDs(texts []string) []catalogue.NodeID {
 	ids := make([]catalogue.NodeID, len(texts))
 	for i, t := range texts {
-		ids[i] = catalogue.NodeID(t)
+		ids[i] = catalogue.NodeID(shared(t))
 	}
 	return ids
 }

@@ -71,12 +71,16 @@ type link struct {
 	process    []byte
 	connection uint64
 	version    string
-	address    string
-	since      time.Time
-	log        *slog.Logger
-	wake       signal
-	done       chan struct{}
+	namespace  string
+	// Of the peer's cluster, empty where it has none.
+	fingerprint []byte
+	address     string
+	since       time.Time
+	log         *slog.Logger
+	wake        signal
+	done        chan struct{}
 
+	pace       pace          // the reader's
 	assembling *assembly     // the reader's: the set whose pieces are coming in
 	reported   bool          // the reader's: that some of the peer's holds are not believed
 	sent       *announcement // the writer's: what the peer knows, once pieces are sent
@@ -113,6 +117,8 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
+	doubted   error                      // why not all of holds is believed
+	flooding  bool                       // it sends so much that it is read slowly
 	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
 	flowsAt   time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
@@ -134,7 +140,8 @@ func (m *Mesh) newLink(stream frameStream, dialled bool, h *pb.Hello, address st
 	return &link{
 		mesh: m, stream: stream, dialled: dialled, node: node,
 		process: h.GetProcess(), connection: h.GetConnection(), version: h.GetVersion(),
-		address: address, since: now,
+		namespace: h.GetNamespace(), fingerprint: h.GetClusterFingerprint(),
+		address: address, since: now, pace: newPace(),
 		log:  m.log.With("peer", node.ID, "peer_cluster", node.Cluster),
 		wake: newSignal(), done: make(chan struct{}),
 		deaths: map[catalogue.NodeID]uint64{}, asked: map[uint64]chan *pb.Frame{},
@@ -198,6 +205,7 @@ func (l *link) refuse(r *refusal) {
 		l.leave(refusalFrame(r), r)
 		return
 	}
+	l.mesh.noteRefusal(l.node, l.address, r)
 	l.end(r) // the status of the call says it
 }
 
@@ -365,6 +373,13 @@ func (l *link) flow(stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
 	return f, l.flowsAt, ok
 }
 
+// condition is what the peer says of its own state.
+func (l *link) condition() catalogue.Condition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return catalogue.Condition{Ready: l.ready, Draining: l.draining}
+}
+
 // set is the full set of what the peer holds.
 func (l *link) set() []catalogue.Hold {
 	l.mu.Lock()
@@ -403,8 +418,12 @@ func (l *link) read() {
 		l.heard = time.Now()
 		leaving := l.final != nil
 		l.mu.Unlock()
+		slow := l.slow(f)
 		if leaving {
 			continue // until the peer has read the last word
+		}
+		if bad == nil {
+			errors.As(slow, &bad)
 		}
 		if bad != nil {
 			l.refuse(bad)
@@ -481,9 +500,18 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if err := l.mesh.o.Catalogue.Observe(b.GetClock()); err != nil {
 		return &refusal{reason: "clock", err: err}
 	}
+	if l.hear(b, now) {
+		l.mesh.applyCondition(l)
+	}
+	return nil
+}
+
+// hear takes a heartbeat, and says whether the peer's own state has changed.
+func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.deadlineLocked()
+	changed = l.ready != b.GetReady() || l.draining != b.GetDraining()
 	l.ready, l.draining = b.GetReady(), b.GetDraining()
 	l.promised = clampPeriod(b.GetPeriodMs())
 	if theirs := clampPeriod(b.GetWantedPeriodMs()); theirs != l.theirs {
@@ -504,7 +532,7 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if l.deadlineLocked().Before(before) {
 		l.mesh.wakeDeadline.raise()
 	}
-	return nil
+	return changed
 }
 
 // handleEcho takes the round trip from an echo: the time since the heartbeat was sent, less what the peer kept it.
@@ -551,9 +579,7 @@ func (l *link) handlePull(r *pb.PullRequest) error {
 		text := err.Error()
 		answer.Result = &pb.PullAnswer_Refused{Refused: text[:min(len(text), pb.MaxText)]}
 	} else {
-		answer.Result = &pb.PullAnswer_Grant{Grant: &pb.Grant{
-			Token: grant.Token, Path: texts(grant.Path), Epoch: grant.Epoch,
-		}}
+		answer.Result = &pb.PullAnswer_Grant{Grant: grantFrame(grant)}
 	}
 	return l.answer(&pb.Frame{Body: &pb.Frame_PullAnswer{PullAnswer: answer}})
 }
@@ -595,7 +621,11 @@ func (l *link) handleHolds(h *pb.Holds) error {
 	if err := l.take(a); err != nil {
 		return err
 	}
-	switch err := l.mesh.apply(l); {
+	err = l.mesh.apply(l)
+	l.mu.Lock()
+	l.doubted = err
+	l.mu.Unlock()
+	switch {
 	case errors.Is(err, catalogue.ErrSelf), errors.Is(err, catalogue.ErrStale):
 		return &refusal{reason: "identity", err: err}
 	case err != nil && !l.reported:

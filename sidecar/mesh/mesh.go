@@ -65,7 +65,11 @@ type Claim struct {
 type Grant struct {
 	Token string             // for the header Sidestream-Pull-Token
 	Path  []catalogue.NodeID // the parent's current path, origin first, parent last
-	Epoch uint64
+	// Epoch, Priority and Oldest are the publication's, whose origin is the first of the path.
+	Epoch    uint64
+	Priority int32
+	Oldest   bool
+	Sequence uint64 // the origin's, as the parent has it; 0 where it does not say
 	// URL is where to POST the WHEP offer. The asking side fills it in: a parent does not know by which address it is
 	// reached.
 	URL string
@@ -92,6 +96,7 @@ type Handler interface {
 type knowledge interface {
 	Self() catalogue.Node
 	SetPeer(n catalogue.Node, holds []catalogue.Hold) error
+	SetCondition(id catalogue.NodeID, c catalogue.Condition)
 	Forget(id catalogue.NodeID)
 	Observe(clock uint64) error
 	Clock() uint64
@@ -106,10 +111,15 @@ type Options struct {
 	Listener  net.Listener // a Port's GRPC; nil: this node is not dialled. Closed when Run ends
 	// Address is the host:port of the own peer port as others reach it. Without a host (":18443") they take the IP that
 	// the connection comes from.
-	Address  string
-	Handler  Handler // nil: claims and pulls are refused
-	Version  string
-	Features []string
+	Address string
+	// Namespace is the node's, of Kubernetes; "": none. Nodes of different ones do not join.
+	Namespace string
+	// ClusterFingerprint is the same at all nodes of the cluster, and at those of another cluster it is not: so it is seen
+	// when two clusters have one name. Empty: not known.
+	ClusterFingerprint []byte
+	Handler            Handler // nil: claims and pulls are refused
+	Version            string
+	Features           []string
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
 	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
@@ -143,6 +153,8 @@ type Mesh struct {
 	draining      bool
 	connections   uint64 // opened by this node
 	announced     uint64 // the last announcement's sequence
+	refusals      map[refusalKey]refusalNote
+	reported      map[string]struct{} // conditions of peers that were logged
 	closing       bool
 	greeting      int            // accepted streams in their handshake
 	tasks         sync.WaitGroup // of links and targets; Add only while not closed, under mu
@@ -155,7 +167,7 @@ func New(o Options) *Mesh {
 	}
 	o.Dial = dialOr(o.Dial)
 	self := o.Catalogue.Self()
-	return &Mesh{
+	m := &Mesh{
 		o:             o,
 		self:          self,
 		process:       []byte(rand.Text()),
@@ -169,8 +181,14 @@ func New(o Options) *Mesh {
 		announcements: map[string]*announcement{},
 		related:       map[catalogue.NodeID]struct{}{},
 		relatedUntil:  map[catalogue.NodeID]time.Time{},
+		refusals:      map[refusalKey]refusalNote{},
+		reported:      map[string]struct{}{},
 		ready:         true,
 	}
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(collector{m})
+	}
+	return m
 }
 
 // Run connects, announces and listens until ctx ends, says goodbye to the peers, and returns ctx's error; or it returns
@@ -241,8 +259,12 @@ func (m *Mesh) SetPeers(peers []discovery.Peer) {
 			announced[addr.String()] = p
 		}
 	}
+	now := time.Now()
 	for addr, t := range m.targets {
 		p, ok := announced[addr]
+		if t.announced && !ok {
+			t.dropped = now
+		}
 		t.announced = ok
 		if ok {
 			t.cluster = p.Cluster
@@ -276,23 +298,24 @@ func (m *Mesh) SetRelated(nodes []catalogue.NodeID) {
 	m.renewPeriods()
 }
 
-// SetReady tells the peers whether this node can serve media now. A new Mesh is ready.
+// SetReady tells the peers, and the catalogue, whether this node can serve media now. A new Mesh is ready.
 func (m *Mesh) SetReady(ready bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ready != ready {
 		m.ready = ready
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
-// SetDraining tells the peers whether this node is about to leave, so that its children look for another parent.
+// SetDraining tells the peers, and the catalogue, whether this node is about to leave, so that its children look for another
+// parent.
 func (m *Mesh) SetDraining(draining bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.draining != draining {
 		m.draining = draining
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
@@ -336,12 +359,9 @@ func (m *Mesh) Pull(ctx context.Context, parent catalogue.NodeID, stream adapter
 		return Grant{}, fmt.Errorf("pull %s from %s: it has not told the address of its peer port", stream, parent)
 	}
 	u := url.URL{Scheme: m.o.Security.Scheme(), Host: from.address, Path: "/whep/" + string(stream)}
-	return Grant{
-		Token: pull.GetGrant().GetToken(),
-		Path:  nodeIDs(pull.GetGrant().GetPath()),
-		Epoch: pull.GetGrant().GetEpoch(),
-		URL:   u.String(),
-	}, nil
+	grant := grantFrom(pull.GetGrant())
+	grant.URL = u.String()
+	return grant, nil
 }
 
 // RTT is the smoothed round trip to a node; false before the first measurement.
@@ -448,8 +468,9 @@ func (m *Mesh) period(id catalogue.NodeID, now time.Time) time.Duration {
 	return distantPeriod
 }
 
-// beatAll sends a heartbeat to everyone at once. The caller holds mu.
-func (m *Mesh) beatAll() {
+// tellCondition tells everyone at once, by a heartbeat, and the own catalogue. The caller holds mu.
+func (m *Mesh) tellCondition() {
+	m.o.Catalogue.SetCondition(m.self.ID, catalogue.Condition{Ready: m.ready, Draining: m.draining})
 	for _, p := range m.peers {
 		for _, l := range p.links {
 			l.beat()
@@ -482,6 +503,9 @@ func (m *Mesh) hello(connection uint64) *pb.Hello {
 		Port:        port,
 		Process:     m.process,
 		Connection:  connection,
+
+		Namespace:          m.o.Namespace,
+		ClusterFingerprint: m.o.ClusterFingerprint,
 	}
 }
 

@@ -300,7 +300,7 @@ func TestHeartbeatPeriods(t *testing.T) {
 			o.Flows = func(child catalogue.NodeID) map[adapters.StreamID]Flow {
 				return map[adapters.StreamID]Flow{
 					"for-" + adapters.StreamID(child): {Age: 700 * time.Millisecond, Known: true, Sequence: 7},
-					"published":                        {Sequence: 1<<32 + 9},
+					"published":                       {Sequence: 1<<32 + 9},
 				}
 			}
 		}})
@@ -656,11 +656,23 @@ func TestReadyAndDraining(t *testing.T) {
 		if s := b.status("a"); s.Ready || s.Draining || s.Version != "test" {
 			t.Errorf("after the handshake: %+v", s)
 		}
+		believed := func(n *node, want catalogue.Condition) {
+			t.Helper()
+			n.book.mu.Lock()
+			defer n.book.mu.Unlock()
+			if got := n.book.conditions["a"]; got != want {
+				t.Errorf("%s believes %+v of a, want %+v", n.self.ID, got, want)
+			}
+		}
+		believed(a, catalogue.Condition{})
+		believed(b, catalogue.Condition{})
 		a.SetReady(true)
 		a.SetDraining(true)
-		time.Sleep(10*time.Millisecond + time.Microsecond)
+		time.Sleep(10*time.Millisecond + time.Microsecond) // one way, and no more
 		if s := b.status("a"); !s.Ready || !s.Draining {
 			t.Errorf("after the change: %+v", s)
 		}
+		believed(a, catalogue.Condition{Ready: true, Draining: true})
+		believed(b, catalogue.Condition{Ready: true, Draining: true})
 	})
 }

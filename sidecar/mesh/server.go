@@ -13,9 +13,11 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/auth"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/ratelimit"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/validator"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -32,7 +34,11 @@ import (
 const (
 	maxMessage = 4 << 20
 	maxHeaders = 16 << 10
-	bufferSize = 8 << 10
+	bufferSize = 4 << 10
+	// window is how much of one direction may be under way: a full set of thousands of streams takes a few round trips, and a
+	// peer that is read slowly costs no more than this. Without a fixed size grpc-go measures the way anew at each message, by
+	// a ping and its answer: at rest, two thirds of all that is sent and received.
+	window = 256 << 10
 	// A stream is all that a peer needs of a connection; a second one is for a health probe.
 	maxStreams = 4
 	// maxGreeting bounds the streams that have not finished their handshake.
@@ -55,6 +61,8 @@ func (m *Mesh) newServer() *grpc.Server {
 		grpc.ConnectionTimeout(greetTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.WriteBufferSize(bufferSize),
 		grpc.WaitForHandlers(true),
@@ -69,6 +77,7 @@ func (m *Mesh) streamInterceptors() []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
 		m.metrics.server.StreamServerInterceptor(),
 		logging.StreamServerInterceptor(m.callLogger(), m.loggingOptions()...),
+		selector.StreamServerInterceptor(ratelimit.StreamServerInterceptor(m.calls()), exceptHealth),
 		selector.StreamServerInterceptor(auth.StreamServerInterceptor(m.authorise), exceptHealth),
 		validator.StreamServerInterceptor(),
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(m.recovered)),
@@ -90,6 +99,10 @@ func (m *Mesh) clientInterceptors() []grpc.StreamClientInterceptor {
 		m.metrics.client.StreamClientInterceptor(),
 		logging.StreamClientInterceptor(m.callLogger(), m.loggingOptions()...),
 	}
+}
+
+func (m *Mesh) calls() calls {
+	return calls{limiter: rate.NewLimiter(callRate, callBurst), refused: m.metrics.refused.WithLabelValues("handshakes")}
 }
 
 func (m *Mesh) callLogger() logging.Logger {
@@ -213,9 +226,14 @@ func (m *Mesh) greet(stream acceptedStream) (*link, error) {
 func (m *Mesh) welcome(stream acceptedStream) (*link, error) {
 	remote := remoteAddress(stream.Context())
 	log := m.log.With("remote", remote)
+	var who catalogue.Node
 	refuse := func(r *refusal) error {
 		m.metrics.refused.WithLabelValues(r.reason).Inc()
-		log.Warn("peer refused", "reason", r.reason, "error", r.err)
+		level := slog.LevelWarn
+		if !m.noteRefusal(who, remote, r) {
+			level = slog.LevelDebug // said a moment ago
+		}
+		log.Log(stream.Context(), level, "peer refused", "reason", r.reason, "error", r.err)
 		return r
 	}
 	first, err := stream.recv()
@@ -230,7 +248,11 @@ func (m *Mesh) welcome(stream acceptedStream) (*link, error) {
 		return nil, refuse(&refusal{reason: "order", err: errors.New("the first frame is not a hello")})
 	}
 	log = log.With("peer", theirs.GetNode(), "peer_cluster", theirs.GetCluster())
-	refused := m.check(theirs)
+	who = catalogue.Node{ID: catalogue.NodeID(theirs.GetNode()), Cluster: theirs.GetCluster()}
+	refused := m.admit(stream.Context(), theirs)
+	if refused == nil {
+		refused = m.check(theirs)
+	}
 	if refused != nil && !errors.Is(refused, errSelf) {
 		return nil, refuse(&refusal{reason: reasonOf(refused), err: refused})
 	}
@@ -293,8 +315,10 @@ func (s acceptedStream) recv() (*pb.Frame, error) {
 // reasonOf is the metric's label for a node that was turned away in the handshake.
 func reasonOf(err error) string {
 	switch {
-	case errors.Is(err, errImpostor):
+	case errors.Is(err, errImpostor), errors.Is(err, errForeign):
 		return "identity"
+	case errors.Is(err, errFlood):
+		return "rate"
 	case errors.Is(err, errStale):
 		return "stale"
 	case errors.Is(err, catalogue.ErrJump):
@@ -310,13 +334,13 @@ func statusOf(err error) error {
 	switch {
 	case err == nil, errors.Is(err, errGoodbye), errors.Is(err, errClosing) && !isRefusal(err):
 		return nil
-	case errors.Is(err, errImpostor):
+	case errors.Is(err, errImpostor), errors.Is(err, errForeign):
 		code = codes.PermissionDenied
 	case errors.Is(err, errStale), errors.Is(err, catalogue.ErrJump):
 		code = codes.FailedPrecondition
 	case errors.Is(err, errDuplicate), errors.Is(err, errSuperseded):
 		code = codes.AlreadyExists
-	case errors.Is(err, errFull):
+	case errors.Is(err, errFull), errors.Is(err, errFlood):
 		code = codes.ResourceExhausted
 	case isRefusal(err):
 		code = codes.InvalidArgument

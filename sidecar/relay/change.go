@@ -59,22 +59,22 @@ const (
 	HowClock    = "clock"     // sound alone: where the clocks say
 )
 
-// Flow is how a session's source stands.
-type Flow string
+// SourceFlow is how a session's source stands.
+type SourceFlow string
 
 // The states of a session's source.
 const (
-	FlowStarting Flow = "starting" // not live yet
-	FlowOn       Flow = "flowing"
-	FlowSilent   Flow = "silent" // video flowed, and has stopped, with all else: it may be paused, or gone
-	FlowLost     Flow = "lost"   // the connection to it has ended
+	FlowStarting SourceFlow = "starting" // not live yet
+	FlowOn       SourceFlow = "flowing"
+	FlowSilent   SourceFlow = "silent" // video flowed, and has stopped, with all else: it may be paused, or gone
+	FlowLost     SourceFlow = "lost"   // the connection to it has ended
 )
 
 // SourceState is how a session's source stands, and since when.
 type SourceState struct {
-	Flow  Flow      `json:"flow"`
-	Since time.Time `json:"since,omitzero"`
-	Error string    `json:"error,omitempty"` // of a source that is lost
+	Flow  SourceFlow `json:"flow"`
+	Since time.Time  `json:"since,omitzero"`
+	Error string     `json:"error,omitempty"` // of a source that is lost
 }
 
 // ChangeStatus is one change of source, as `explain` shows it.
@@ -170,7 +170,7 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 	case l == nil && s.published:
 		return nil // the source before did not have it
 	case l == nil:
-		l = newLane(t.Kind(), s.step)
+		l = newLane(t.Kind(), &s.newest, s.step)
 		s.lanes = append(s.lanes, l)
 	}
 	f, err := l.newFeed(t, u.fail)

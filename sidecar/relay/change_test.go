@@ -462,7 +462,7 @@ func TestChangePlanned(t *testing.T) {
 }
 
 // awaitFlow waits until the session says so of its source.
-func (r *relayed) awaitFlow(t *testing.T, want Flow) {
+func (r *relayed) awaitFlow(t *testing.T, want SourceFlow) {
 	t.Helper()
 	ctx := bound(t)
 	for {

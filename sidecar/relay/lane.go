@@ -53,6 +53,7 @@ const (
 type lane struct {
 	kind    webrtc.RTPCodecType
 	history *media.History    // of what goes out, by the numbers it has there; answers the local server's NACKs too
+	newest  *atomic.Int64     // when the last packet came, in Unix nanoseconds; shared by the session's lanes
 	report  func(step string) // records a step
 
 	// What is published; fixed before out is made, which is before the lane opens.
@@ -103,7 +104,6 @@ type feed struct {
 	kept        *media.History // nil once packets go straight to the lane
 	done        bool           // another feed has taken over
 	heard       *media.SenderReport
-	arrival     time.Time
 
 	moved   bool // numbers change
 	shift   media.Shift
@@ -126,8 +126,10 @@ type held struct {
 	packet   *media.Packet
 }
 
-func newLane(kind webrtc.RTPCodecType, report func(string)) *lane {
-	return &lane{kind: kind, history: media.NewHistory(historyOf(kind)), report: report, started: make(chan struct{})}
+func newLane(kind webrtc.RTPCodecType, newest *atomic.Int64, report func(string)) *lane {
+	return &lane{
+		kind: kind, history: media.NewHistory(historyOf(kind)), newest: newest, report: report, started: make(chan struct{}),
+	}
 }
 
 func historyOf(kind webrtc.RTPCodecType) int {
@@ -176,7 +178,9 @@ func (f *feed) Packet(p *media.Packet) {
 	if p.Header.PayloadType != f.payloadType && !f.followLocked(p.Header.PayloadType) || f.done {
 		return
 	}
-	f.arrival = p.Arrival
+	if l.current == f {
+		l.newest.Store(p.Arrival.UnixNano())
+	}
 	if l.current == f && f.kept == nil {
 		l.takeLocked(f, p)
 		return

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -224,7 +225,7 @@ func (p play) run(t *testing.T, random *rand.Rand, old, fresh copyOptions, end, 
 	if p.mime == webrtc.MimeTypeOpus {
 		kind = webrtc.RTPCodecTypeAudio
 	}
-	r := &seamRun{play: p, lane: newLane(kind, func(string) {}), old: p.deliver(t, random, old), fresh: p.deliver(t, random, fresh)}
+	r := &seamRun{play: p, lane: newLane(kind, new(atomic.Int64), func(string) {}), old: p.deliver(t, random, old), fresh: p.deliver(t, random, fresh)}
 	l := r.lane
 	codec := webrtc.RTPCodecCapability{MimeType: p.mime, ClockRate: p.clockRate()}
 	l.codec.RTPCodecCapability = codec

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/sdp/v3"
@@ -96,7 +97,8 @@ type Session struct {
 	limits  limits
 
 	live    chan struct{}
-	over    chan struct{} // closed when the source changes no more
+	over    chan struct{} // closed when media has ended
+	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
 	changes chan changeRequest
 
 	mu           sync.Mutex
@@ -132,6 +134,17 @@ func NewSession(o SessionOptions) *Session {
 
 // Live is closed once media flows into the local server: video from a key frame on.
 func (s *Session) Live() <-chan struct{} { return s.live }
+
+// Ended is closed when media flows no longer, or never will; Run returns when both sides are freed.
+func (s *Session) Ended() <-chan struct{} { return s.over }
+
+// LastPacket is when the last packet came from the source, zero before the first.
+func (s *Session) LastPacket() time.Time {
+	if newest := s.newest.Load(); newest != 0 {
+		return time.Unix(0, newest)
+	}
+	return time.Time{}
+}
 
 // Location is the URL of the session at the local server, empty before there is one.
 func (s *Session) Location() string {
@@ -269,7 +282,7 @@ func (s *Session) awaitTracks(ctx context.Context, u *upstream) error {
 	s.published = true
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
-			l := newLane(p.kind, s.step)
+			l := newLane(p.kind, &s.newest, s.step)
 			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}
