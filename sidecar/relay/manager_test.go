@@ -261,6 +261,8 @@ func (p *peers) PacketAge(parent ID, _ adapters.StreamID) (time.Duration, bool) 
 	return age, ok
 }
 
+func (p *peers) Heard(ID) (time.Time, bool) { return time.Now(), true }
+
 func (p *peers) Sequence(parent ID, _ adapters.StreamID) (uint64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -313,6 +315,11 @@ type session struct {
 	ended   chan struct{}
 	last    time.Time // when the last packet came; zero: a moment ago
 	freed   bool
+
+	source        relay.SourceState
+	sourceChanged chan struct{}
+	sources       []relay.Source // that it was changed to
+	refuses       error          // a change
 }
 
 func (b *bed) newSession(spec relay.Spec) *session {
@@ -321,6 +328,7 @@ func (b *bed) newSession(spec relay.Spec) *session {
 	s := &session{
 		bed: b, Spec: spec, name: fmt.Sprint("s", len(b.sessions)), connect: connectTime,
 		end: make(chan error, 1), live: make(chan struct{}), ended: make(chan struct{}),
+		source: relay.SourceState{Flow: relay.FlowOn}, sourceChanged: make(chan struct{}),
 	}
 	for _, other := range b.sessions {
 		if other.Stream == s.Stream && !other.freed {
@@ -350,6 +358,36 @@ func (s *session) LastPacket() time.Time {
 		return time.Now()
 	}
 	return s.last
+}
+
+func (s *session) Change(_ context.Context, to relay.Source) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuses != nil {
+		return "", s.refuses
+	}
+	s.sources = append(s.sources, to)
+	s.setFlow(relay.FlowOn)
+	return relay.HowAligned, nil
+}
+
+func (s *session) Source() (relay.SourceState, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source, s.sourceChanged
+}
+
+// setFlow says how the source stands. The lock is held.
+func (s *session) setFlow(flow relay.SourceFlow) {
+	s.source = relay.SourceState{Flow: flow, Since: time.Now()}
+	close(s.sourceChanged)
+	s.sourceChanged = make(chan struct{})
+}
+
+func (s *session) flow(flow relay.SourceFlow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setFlow(flow)
 }
 
 func (s *session) Location() string { return "http://server/whip/x/" + s.name }
