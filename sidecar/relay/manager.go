@@ -35,6 +35,7 @@ const (
 	quietTime    = 2 * time.Second        // without a packet, after which a relay is quiet
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 	moveTimeout  = 20 * time.Second       // for a change of parent
+	graceTime    = 15 * time.Second       // without a source that may be used
 	goneTime     = 2 * time.Second        // for which a parent that fell silent is not believed to hold the stream
 
 	// A parent says every half a second how old its last packet is. Where a stream has fallen silent here, it is waited for
@@ -224,6 +225,7 @@ type run struct {
 	liveAt      time.Time
 	withdrawn   bool // it was live, and its hold counts no more
 	dark        bool // it was live, and has no source for the moment: its hold counts no more until it has
+	darkAt      time.Time
 	moving      bool // another source is about to take over
 	reported    bool // the local server has reported the stream since it is live
 }
@@ -576,7 +578,15 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
-			// What has no source is planned for as if nothing ran.
+			// What has no source is planned for as if nothing ran. The session ends by itself when it finds none; that it has
+			// one, which may not be used, it does not know.
+			if r := e.run; r != nil && r.dark && !r.moving {
+				if over := r.darkAt.Add(graceTime); !now.Before(over) {
+					m.stop(e, endLost)
+					continue
+				}
+				m.wait(e, now, r.darkAt.Add(graceTime))
+			}
 			if e.run != nil && !e.run.dark {
 				in.Relays[id] = m.relay(e, state, now)
 			}
@@ -860,7 +870,13 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	d := e.decision
 	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
 	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
-	if e.run != nil && !waits && (d.Drop || d.Action == planner.Nothing) {
+	switch {
+	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
+	case d.Drop && d.Action != planner.Nothing && m.o.NewSource != nil && e.run.live():
+		// Its source is one no longer; what it publishes can have another.
+		m.darken(e, e.run)
+		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
+	default:
 		m.stop(e, endOf(d.End))
 	}
 	outcome := errPending
@@ -1084,13 +1100,7 @@ func (m *Manager) lose(e *entry, r *run, err error) {
 		return
 	}
 	defer m.wake()
-	if r.outside {
-		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: time.Now().Add(leaseTime)}
-	}
-	r.dark, m.stale = true, true
-	m.live--
-	m.settle(e, errPending)
-	m.touch(e.id)
+	m.darken(e, r)
 	m.blame(e, r, err)
 	if f := e.failures[r.parent]; errors.Is(err, errSilent) {
 		// Its hold stands until its heartbeat counts as lost.
@@ -1098,8 +1108,20 @@ func (m *Manager) lose(e *entry, r *run, err error) {
 	}
 	m.publish()
 	m.count()
-	m.metrics.losses.Inc()
 	m.o.Logger.Warn("relay has lost its source", "stream", e.id, "parent", r.parent, "error", err)
+}
+
+// darken withdraws the hold of a live relay that has no source any more, while what it publishes stays. The right to pull is
+// kept for a moment longer.
+func (m *Manager) darken(e *entry, r *run) {
+	if r.outside {
+		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: time.Now().Add(leaseTime)}
+	}
+	r.dark, r.darkAt, m.stale = true, time.Now(), true
+	m.live--
+	m.settle(e, errPending)
+	m.touch(e.id)
+	m.metrics.losses.Inc()
 }
 
 // regain announces a relay again whose source flows again by itself.
