@@ -383,6 +383,8 @@ func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Public
 	why := WhyPull
 	switch {
 	case c.Granted || c.Holder == self:
+	case c.Holder != "" && in.Gone != nil && in.Gone(d.Stream, c.Holder):
+		why = WhyUnasked // whoever answered does not know yet; two copies for a moment do less harm than none
 	case c.Holder != "" && in.State.Near(c.Holder) && !in.State.Condition(c.Holder).Draining:
 		d.Action, d.Why, d.Parent, d.Until = Wait, WhyGranted, c.Holder, c.Until
 		return d

@@ -188,3 +188,23 @@ func TestNoOtherSource(t *testing.T) {
 		}
 	})
 }
+
+// A parent of the own cluster that fell silent is not waited for until its heartbeat is lost.
+func TestSilentNearParent(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.locked(func() {
+			b.peers.heard, b.peers.answer = map[ID]time.Time{"a2": {}}, relay.Claim{Granted: true}
+			b.peers.silent["a2"] = true
+		})
+		b.peer("b1", "5 b1")
+		b.peer("a2", "5 b1 a2")
+		defer b.play()()
+		b.wantOwn("5 b1 a2 a1")
+		b.last().flow(relay.FlowSilent)
+		b.wantOwn("")
+		after(400 * time.Millisecond)
+		b.wantOwn("5 b1 a1")
+		b.wantChanges(true)
+		t.Logf("%+v", b.status())
+	})
+}
