@@ -225,8 +225,45 @@ type viewer struct {
 }
 
 type report struct {
-	sr *rtcp.SenderReport
-	at time.Time
+	begin time.Duration // the source's time at timestamp 0 of the cycle that the first report was in
+	count int
+	last  uint32 // timestamp
+	turns int64  // cycles of it
+}
+
+// take takes the next report.
+func (r report) take(sr *rtcp.SenderReport, clockRate int64) report {
+	if r.count > 0 && sr.RTPTime < r.last && r.last-sr.RTPTime > 1<<31 {
+		r.turns++
+	}
+	r.last, r.count = sr.RTPTime, r.count+1
+	ticks := r.turns<<32 + int64(sr.RTPTime)
+	seconds, fraction := sr.NTPTime>>32, sr.NTPTime&0xffffffff
+	r.begin = time.Duration(seconds)*time.Second + time.Duration(fraction*uint64(time.Second)>>32) -
+		time.Duration(ticks/clockRate)*time.Second - time.Duration(ticks%clockRate)*time.Second/time.Duration(clockRate)
+	return r
+}
+
+// awaitReports waits for one more sender report of each track, and gives what they say.
+func (v *viewer) awaitReports() (audio, video time.Duration) {
+	v.t.Helper()
+	ctx := bound(v.t)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a, b := v.reports[webrtc.RTPCodecTypeAudio].count, v.reports[webrtc.RTPCodecTypeVideo].count
+	for v.reports[webrtc.RTPCodecTypeAudio].count == a || v.reports[webrtc.RTPCodecTypeVideo].count == b {
+		changed := v.changed
+		v.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			v.t.Errorf("sender reports do not come: %+v", v.reports)
+			v.mu.Lock()
+			return 0, 0
+		}
+		v.mu.Lock()
+	}
+	return v.reports[webrtc.RTPCodecTypeAudio].begin, v.reports[webrtc.RTPCodecTypeVideo].begin
 }
 
 // seen is a frame, or a packet of sound.
@@ -304,7 +341,11 @@ func (v *viewer) readReports(kind webrtc.RTPCodecType, r *webrtc.RTPReceiver) {
 		}
 		for _, p := range packets {
 			if sr, ok := p.(*rtcp.SenderReport); ok {
-				v.update(func() { v.reports[kind] = report{sr, time.Now()} })
+				rate := int64(48000)
+				if kind == webrtc.RTPCodecTypeVideo {
+					rate = 90000
+				}
+				v.update(func() { v.reports[kind] = v.reports[kind].take(sr, rate) })
 			}
 		}
 	}
@@ -445,12 +486,20 @@ func TestChangePlanned(t *testing.T) {
 			subject := newRelay(t, first, child, nil)
 			v := newViewer(t, child)
 			v.await(45, 75)
+			audio, video := v.awaitReports()
 			for i, to := range []server{second, first, second} {
 				how := subject.change(t, Source{From: to.Egress("demo"), FromHTTP: http.DefaultClient, Same: true})
 				if how != HowAligned {
 					t.Errorf("change %d: %s", i, how)
 				}
 				v.await(30, 50)
+			}
+			// What the source says of its clocks holds for the timestamps that go out.
+			v.awaitReports()
+			audioAfter, videoAfter := v.awaitReports()
+			a, b := audioAfter-audio, videoAfter-video
+			if _, ok := second.(*sfu); (a-b).Abs() > 20*time.Millisecond || ok && max(a.Abs(), b.Abs()) > 10*time.Millisecond {
+				t.Errorf("sender reports moved by %s for audio, %s for video", a, b)
 			}
 			s := v.story(test.circle)
 			t.Logf("%+v\n%+v", s, subject.Status().Changes)
@@ -660,5 +709,44 @@ func TestSourceLostForGood(t *testing.T) {
 	h.awaitFreed(1, 1)
 	if _, err := h.session.Change(t.Context(), Source{}); !errors.Is(err, ErrNotLive) {
 		t.Errorf("change after the end: %v", err)
+	}
+}
+
+// A source need not have all tracks, and may have more.
+func TestChangeTracks(t *testing.T) {
+	t.Parallel()
+	sound := relaytest.Shape{Audio: true}
+	both := relaytest.Shape{Video: webrtc.MimeTypeVP8, Audio: true, Exact: true}
+	for _, test := range []struct {
+		name     string
+		from, to relaytest.Shape
+		how      string
+	}{
+		{"without video", both, sound, HowClock},
+		{"with video that is not published", sound, both, HowClock},
+		{"with both", both, both, HowKeyFrame},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			h := newHop(t, hopOptions{shape: test.from, limits: func(l *limits) { l.settleVideo = 200 * time.Millisecond }})
+			other, err := relaytest.NewSource(nil, test.to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			background(t, other.Run)
+			h.awaitLive()
+			h.awaitReception(func(r relaytest.Reception) bool { return r.Audio >= 20 })
+			how, err := h.session.Change(bound(t), Source{From: other.Endpoint("demo")})
+			if err != nil || how != test.how {
+				t.Errorf("%q, %v; want %q", how, err, test.how)
+			}
+			if err := h.source.Await(bound(t), counts(1)); err != nil {
+				t.Errorf("the old session is not freed: %v", err)
+			}
+			before := h.sink.Received("demo")
+			h.awaitReception(func(r relaytest.Reception) bool {
+				return r.Audio >= before.Audio+20 && (test.how != HowKeyFrame || r.Video >= before.Video+60)
+			})
+		})
 	}
 }
