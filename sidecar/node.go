@@ -422,7 +422,7 @@ func (n *node) openDiscovery() error {
 	var sources []discovery.Named
 	if p.Service != "" {
 		sources = append(sources, discovery.Named{Name: "endpointslice", Source: endpointslice.New(endpointslice.Options{
-			Service: p.Service, Namespace: p.Namespace, PortName: p.PortName, Kubeconfig: p.Kubeconfig,
+			Service: p.Service, Namespace: n.settings.Namespace, PortName: p.PortName, Kubeconfig: p.Kubeconfig,
 			Logger: n.logger, Registerer: n.registry,
 		})})
 	}

@@ -570,7 +570,7 @@ const (
 )
 
 // shared is the security of the node with this id, in the cluster that it usually has.
-func shared(t *testing.T, key string, id catalogue.NodeID) *Security {
+func sharing(t *testing.T, key string, id catalogue.NodeID) *Security {
 	t.Helper()
 	s, err := SharedKey(key, SecurityOptions{Namespace: "media", Cluster: "c-" + string(id)})
 	if err != nil {
@@ -584,7 +584,7 @@ func TestSharedKey(t *testing.T) {
 		net := newNetwork(time.Millisecond)
 		var ahead atomic.Int64
 		key := func(key string, id catalogue.NodeID) *Security {
-			s := shared(t, key, id)
+			s := sharing(t, key, id)
 			s.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 			return s
 		}
@@ -726,7 +726,7 @@ func TestSharedKeyNamesTheNode(t *testing.T) {
 func TestClocksAnHourApart(t *testing.T) {
 	ca := newAuthority(t)
 	for name, security := range map[string]func(t *testing.T, id catalogue.NodeID) *Security{
-		"shared key": func(t *testing.T, id catalogue.NodeID) *Security { return shared(t, keyOne, id) },
+		"shared key": func(t *testing.T, id catalogue.NodeID) *Security { return sharing(t, keyOne, id) },
 		"certificates": func(t *testing.T, _ catalogue.NodeID) *Security {
 			return load(t, ca.issue(t, t.TempDir(), func(c *x509.Certificate) { c.NotBefore = time.Now().Add(-48 * time.Hour) }))
 		},

@@ -30,7 +30,7 @@ const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 func ownNamespace() (string, error) {
 	content, err := os.ReadFile(namespaceFile)
 	if err != nil {
-		return "", fmt.Errorf("find the namespace: set SIDESTREAM_PEER_NAMESPACE outside a pod: %w", err)
+		return "", fmt.Errorf("find the namespace: set SIDESTREAM_NAMESPACE outside a pod: %w", err)
 	}
 	return strings.TrimSpace(string(content)), nil
 }
