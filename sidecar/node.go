@@ -265,7 +265,7 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 	return relay.NewSession(relay.SessionOptions{
 		Stream: s.Stream, From: source.From, FromHTTP: source.FromHTTP, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
 		Transport: n.around.relay, Traits: n.adapter.Traits(),
-		Logger: n.logger.With("parent", s.Parent), Metrics: metrics,
+		Logger: n.logger, Metrics: metrics,
 	})
 }
 

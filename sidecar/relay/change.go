@@ -260,7 +260,7 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	grace := time.NewTimer(0)
 	grace.Stop()
 	defer grace.Stop()
-	silence := time.NewTicker(silenceMin / 3)
+	silence := time.NewTimer(silenceMax)
 	defer silence.Stop()
 	live := s.live
 	var lost error
@@ -290,9 +290,10 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 				return &SessionError{Side: Parent, Step: "relay", Err: current.err}
 			}
 			lost = current.err
+			dead := current.session
 			s.logger.Warn("relay has lost its source", "error", lost)
 			s.setState(SourceState{Flow: FlowLost, Since: time.Now(), Error: lost.Error()})
-			group.Go(func() { s.close(ctx, Parent, current.session, freeFailed) })
+			group.Go(func() { s.close(ctx, Parent, dead, freeFailed) })
 			grace.Reset(s.grace())
 		case r := <-requests:
 			requests = nil // one at a time
@@ -328,9 +329,11 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 				return &SessionError{Side: Parent, Step: "relay", Err: lost}
 			}
 		case <-silence.C:
+			again := silenceMax
 			if live == nil && lost == nil && attempt == nil {
-				s.listen()
+				again = s.listen(time.Now())
 			}
+			silence.Reset(again)
 		}
 	}
 }
@@ -348,34 +351,34 @@ func (s *Session) lostAt() time.Time {
 	return s.state.Since
 }
 
-// listen notices that flowing video has fallen silent, or flows again.
-func (s *Session) listen() {
+// listen notices that flowing video has fallen silent, or flows again, and says when to listen again.
+func (s *Session) listen(now time.Time) (again time.Duration) {
 	s.mu.Lock()
 	lanes, was := slices.Clone(s.lanes), s.state
 	s.mu.Unlock()
-	now := time.Now()
-	state := SourceState{Flow: FlowOn, Since: was.Since}
+	flow, since := FlowOn, now
+	again = silenceMax
 	for _, l := range lanes {
-		if l.kind != webrtc.RTPCodecTypeVideo {
-			continue
-		}
-		if since, silent := l.silentSince(now); silent {
-			state = SourceState{Flow: FlowSilent, Since: since}
+		last, patience := l.patience()
+		switch left := patience - now.Sub(last); {
+		case l.kind != webrtc.RTPCodecTypeVideo || patience == 0:
+		case left > 0:
+			again = max(left, silenceMin/10)
+		default:
+			flow, since, again = FlowSilent, last, silenceMin/3
 		}
 	}
 	for _, l := range lanes {
 		// Sound goes on: the parent is there, and its picture is muted.
-		if l.kind == webrtc.RTPCodecTypeAudio && state.Flow == FlowSilent && l.arrived().After(state.Since.Add(silenceMin/2)) {
-			state = SourceState{Flow: FlowOn, Since: was.Since}
+		last, _ := l.patience()
+		if l.kind == webrtc.RTPCodecTypeAudio && flow == FlowSilent && last.After(since.Add(silenceMin/2)) {
+			flow, since = FlowOn, now
 		}
 	}
-	if state.Flow == was.Flow {
-		return
+	if flow != was.Flow {
+		s.setState(SourceState{Flow: flow, Since: since})
 	}
-	if state.Flow == FlowOn {
-		state.Since = now
-	}
-	s.setState(state)
+	return again
 }
 
 // attempted is a change that was tried.
@@ -406,7 +409,7 @@ func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRe
 	how, err := s.take(inner, cancel, group, ctx, u, old)
 	took := time.Since(began)
 	if err != nil && u.session != nil {
-		s.close(ctx, Parent, u.session, freeFailed)
+		group.Go(func() { s.close(ctx, Parent, u.session, freeFailed) }) // another source may be waiting for its turn
 	}
 	status := ChangeStatus{At: began, Took: took, How: how}
 	if err != nil {
@@ -478,7 +481,10 @@ func (h *handover) flows() bool {
 		return false
 	}
 	for _, f := range []*feed{h.video, h.audio} {
-		if f != nil && time.Since(f.lane.arrived()) < flowing {
+		if f == nil {
+			continue
+		}
+		if last, _ := f.lane.patience(); time.Since(last) < flowing {
 			return true
 		}
 	}

@@ -437,22 +437,15 @@ func (l *lane) advanceLocked(n int) (more bool) {
 	return true
 }
 
-// silentSince says since when video that flowed has not come any more; false while it comes, or where it never came often
-// enough to tell.
-func (l *lane) silentSince(now time.Time) (since time.Time, silent bool) {
+// patience is when the lane's last packet came, and for how long none may come before flowing video counts as silent; 0 where it
+// does not flow, or comes too seldom to tell.
+func (l *lane) patience() (last time.Time, patience time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.through || l.interval > sparseInterval || l.interval == 0 {
-		return time.Time{}, false
+		return l.arrival, 0
 	}
-	return l.arrival, now.Sub(l.arrival) > min(max(l.interval*silenceFactor, silenceMin), silenceMax)
-}
-
-// arrived is when the last packet came of the current feed.
-func (l *lane) arrived() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.arrival
+	return l.arrival, min(max(l.interval*silenceFactor, silenceMin), silenceMax)
 }
 
 // windows copies what went out last and what has come of a feed that has not taken over, both in order of sequence number.
