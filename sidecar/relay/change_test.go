@@ -561,8 +561,9 @@ func TestChangeParentKilled(t *testing.T) {
 			if s.repeated > 0 || s.back > 0 {
 				t.Errorf("%+v", s)
 			}
-			if _, ok := second.(*sfu); ok && (how != HowAligned || s.missing > 0) {
-				t.Errorf("%s, %d frames missing from a server that begins with the last key frame", how, s.missing)
+			// The built-in server begins with the last key frame, which may be one that the old parent did not send any more.
+			if _, ok := second.(*sfu); ok && how == HowAligned && s.missing > 0 {
+				t.Errorf("%d frames missing", s.missing)
 			}
 			subject.awaitFlow(t, FlowOn)
 		})
