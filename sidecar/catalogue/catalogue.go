@@ -332,7 +332,7 @@ func (c *Catalogue) settle(bad *refusals) {
 			bad.add(fmt.Errorf("stream %q: %w streams: at most %d are announced", s.ID, ErrLimit, MaxHolds))
 			continue
 		}
-		var epoch uint64
+		epoch := c.told(s.ID)
 		if c.started {
 			c.clock++
 			epoch = c.clock
@@ -341,6 +341,17 @@ func (c *Catalogue) settle(bad *refusals) {
 		c.publish(holds, s)
 	}
 	c.own = c.replace(c.own, c.self, holds)
+}
+
+// told is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
+func (c *Catalogue) told(id adapters.StreamID) uint64 {
+	var epoch uint64
+	for _, p := range c.peers {
+		if h, ok := p.holds[id]; ok && h.Origin() == c.self.ID {
+			epoch = max(epoch, h.Epoch)
+		}
+	}
+	return epoch
 }
 
 func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream) {

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/relay"
+)
+
+const writePause = 500 * time.Millisecond
+
+// sidecar is one process of a node: the real catalogue, planner and claims, and around them what the packages mesh and
+// relay do with goroutines and sockets. Where they decide something, this does the same.
+type sidecar struct {
+	w         *world
+	node      *node
+	self      catalogue.Node
+	alive     bool
+	swept     bool
+	catalogue *catalogue.Catalogue
+	claims    *relay.Claims
+
+	// The mesh's.
+	peers         []*peer // by id
+	targets       []*target
+	connections   uint64
+	announced     uint64
+	announcements map[string]*announcement // by cluster
+	announcing    alarm
+	related       map[NodeID]int // by how many streams
+	relatedBy     map[int][]NodeID
+	relatedUntil  map[NodeID]time.Duration
+
+	// The manager's.
+	entries map[int]*entry
+	server  map[int]adapters.Stream
+	doubts  map[adapters.StreamID]time.Duration
+	left    []adapters.StreamID
+	carried []catalogue.Hold // as the catalogue was told last
+	spare   []catalogue.Hold
+	ended   bool
+	touched map[int]struct{}
+	all     bool
+	plan    alarm
+	believing alarm
+
+	persist   alarm
+	persisted time.Duration
+}
+
+func newSidecar(n *node) *sidecar {
+	p := &sidecar{
+		w: n.w, node: n, alive: true,
+		self:          catalogue.Node{ID: n.id, Incarnation: n.incarnation, Cluster: n.cluster},
+		claims:        relay.NewClaims(),
+		announcements: map[string]*announcement{}, related: map[NodeID]int{}, relatedBy: map[int][]NodeID{}, relatedUntil: map[NodeID]time.Duration{},
+		entries: map[int]*entry{}, server: map[int]adapters.Stream{}, doubts: map[adapters.StreamID]time.Duration{},
+		touched: map[int]struct{}{},
+	}
+	p.catalogue = catalogue.New(p.self)
+	if err := p.catalogue.Restore(n.record); err != nil {
+		p.w.watch.fail(p.w.now, "%s: %v", p.self.ID, err)
+	}
+	p.targets = make([]*target, len(n.w.nodes))
+	for i, o := range n.w.nodes {
+		if o != n {
+			p.targets[i] = &target{node: o}
+		}
+	}
+	return p
+}
+
+// start begins to dial, and to watch the server once what was left behind there is deleted.
+func (p *sidecar) start() {
+	w := p.w
+	p.left = p.catalogue.Doubts()
+	for _, t := range p.targets {
+		if t != nil {
+			t.next = w.now + w.draw(span{0, 20 * time.Millisecond})
+			p.pursue(t)
+		}
+	}
+	w.after(w.draw(span{5 * time.Millisecond, 500 * time.Millisecond}), func() {
+		if !p.alive {
+			return
+		}
+		for _, left := range p.catalogue.Left() {
+			at := p.node.server.spots[w.index(left.Stream)]
+			if at.left != 0 && strings.HasSuffix(left.Location, "/"+strconv.Itoa(at.left)) {
+				at.turn(func() { at.left = 0 })
+			}
+		}
+		p.swept = true
+		p.served(p.node.server.streams())
+	})
+	w.watch.connected(p)
+}
+
+// served takes what the media server reports.
+func (p *sidecar) served(streams []adapters.Stream) {
+	if err := p.catalogue.SetLocal(streams); err != nil {
+		p.w.watch.fail(p.w.now, "%s: %v", p.self.ID, err)
+	}
+	p.reported(streams)
+	p.changed()
+}
+
+// changed lets the manager look, the own holds be announced and the record be written, where they differ.
+func (p *sidecar) changed() {
+	p.announce()
+	p.wake()
+	p.persist.ring(&p.w.queue, max(p.w.now+5*time.Millisecond, p.persisted+writePause), func() {
+		if p.alive {
+			p.remember()
+		}
+	})
+}
+
+func (p *sidecar) remember() {
+	p.persisted = p.w.now
+	p.node.record = p.catalogue.Record()
+}
+
+// die ends the process. Where the kernel goes on, it closes the connections.
+func (p *sidecar) die(told bool) {
+	p.alive = false
+	for _, q := range p.peers {
+		for _, l := range slices.Clone(q.links) {
+			if told {
+				l.end(whyBroken)
+			}
+			l.ended = true
+		}
+	}
+	for _, at := range p.node.server.spots {
+		if at.asked {
+			at.asked = false
+			at.tryAgain(time.Second)
+		}
+	}
+	for _, stream := range p.streams() {
+		if r := p.entries[stream].run; r != nil {
+			r.abandon()
+		}
+	}
+	p.w.watch.connected(p)
+}
+
+// leave ends the process as it should be ended: the relays first, then the mesh.
+func (p *sidecar) leave() {
+	p.w.mark("%s leaves", p.self.ID)
+	p.drain()
+	var goodbye func()
+	goodbye = func() {
+		if !p.alive {
+			return
+		}
+		if p.running() > 0 {
+			p.w.after(50*time.Millisecond, goodbye)
+			return
+		}
+		for _, q := range slices.Clone(p.peers) {
+			for _, l := range slices.Clone(q.links) {
+				l.say(&frame{kind: kindGoodbye})
+				l.ended = true
+			}
+		}
+		p.remember()
+		p.die(false)
+		if p.node.sidecar == p {
+			p.node.sidecar = nil
+		}
+	}
+	goodbye()
+}
+
+func (w *world) index(id adapters.StreamID) int {
+	i, err := strconv.Atoi(strings.TrimPrefix(string(id), "stream-"))
+	if err != nil {
+		panic(err)
+	}
+	return i
+}
