@@ -24,8 +24,8 @@ var arrows = map[string][]string{
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/"},
-	"sidecar/catalogue":  {"adapters"},
-	"sidecar/planner":    {"adapters", "sidecar/catalogue"},
+	"sidecar/catalogue":  {"adapters", "github.com/tidwall/"},
+	"sidecar/planner":    {"adapters", "sidecar/catalogue", "github.com/cespare/xxhash/"},
 	"sidecar/proto/...":  {"adapters", "google.golang.org/"},
 	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
 	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},

@@ -5,6 +5,7 @@
 package catalogue
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,8 +38,8 @@ var (
 	ErrLimit = errors.New("too many")
 )
 
-// Catalogue is one node's knowledge. Its methods may be called concurrently. It keeps the slices that it is given: callers
-// do not change them afterwards.
+// Catalogue is one node's knowledge. Its methods may be called concurrently. It keeps the slices that it is given, and
+// gives out what it keeps: callers do not change either.
 //
 // Epochs are a Lamport clock over all names: a publication that appears gets 1 + the highest epoch ever seen, bound to
 // its stream and the server's session, so that a restarted sidecar that Restores its Record goes on with the same one. A
@@ -48,6 +49,7 @@ var (
 type Catalogue struct {
 	mu      sync.Mutex
 	self    Node
+	policy  Policy
 	clock   uint64 // the highest epoch ever seen
 	started bool   // a first SetLocal was seen
 
@@ -57,11 +59,25 @@ type Catalogue struct {
 	tells    bool // the server's sessions were seen to match the locations that it hands out
 	carried  map[adapters.StreamID]Hold
 
-	own     *holder            // replaced at each change, never modified
-	peers   map[NodeID]*holder // likewise
-	known   map[NodeID]Node    // peers that were forgotten: incarnation and cluster
-	state   *State             // nil when out of date
+	own        *holder
+	peers      map[NodeID]*holder
+	known      map[NodeID]Node // peers that were forgotten: incarnation and cluster
+	conditions map[NodeID]Condition
+	told       map[bool][]Hold // announcements, within the own cluster and outside; nil when out of date
+
+	index   index  // of all holds
+	dirty   bool   // the index has changed since the last touch
+	state   *State // nil when out of date
 	changed chan struct{}
+}
+
+// Policy is what the owner of a cluster decides about its streams.
+type Policy struct {
+	// Priority and Oldest go into the publications at the own server (see Publication).
+	Priority int32
+	Oldest   bool
+	// Export are the streams that may leave the cluster, Import those of other clusters that are taken notice of here.
+	Export, Import Names
 }
 
 // binding is the epoch that was given to one publication at the local server.
@@ -87,18 +103,32 @@ type holder struct {
 	holds map[adapters.StreamID]Hold
 }
 
+func newHolder(n Node) *holder { return &holder{Node: n, holds: map[adapters.StreamID]Hold{}} }
+
 // New makes a catalogue that knows of nobody but self.
 func New(self Node) *Catalogue {
 	return &Catalogue{
-		self:     self,
-		bindings: map[adapters.StreamID]binding{},
-		carriers: map[adapters.StreamID]*carrier{},
-		carried:  map[adapters.StreamID]Hold{},
-		own:      &holder{Node: self},
-		peers:    map[NodeID]*holder{},
-		known:    map[NodeID]Node{},
-		changed:  make(chan struct{}),
+		self:       self,
+		bindings:   map[adapters.StreamID]binding{},
+		carriers:   map[adapters.StreamID]*carrier{},
+		carried:    map[adapters.StreamID]Hold{},
+		own:        newHolder(self),
+		peers:      map[NodeID]*holder{},
+		known:      map[NodeID]Node{},
+		conditions: map[NodeID]Condition{},
+		index:      index{self: self},
+		changed:    make(chan struct{}),
 	}
+}
+
+// SetPolicy sets what applies from now on: it is called before anything else becomes known.
+func (c *Catalogue) SetPolicy(p Policy) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.policy, c.told = p, nil
+	c.index.export = p.Export
+	c.settle(nil)
+	c.touch()
 }
 
 // Self is the node whose catalogue this is.
@@ -147,7 +177,7 @@ func (c *Catalogue) SetLocal(streams []adapters.Stream) error {
 		seen[s.ID] = true
 		c.local = append(c.local, s)
 	}
-	slices.SortFunc(c.local, func(a, b adapters.Stream) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	slices.SortFunc(c.local, func(a, b adapters.Stream) int { return cmp.Compare(a.ID, b.ID) })
 	c.settle(&bad)
 	c.started = true
 	for id, o := range c.carriers {
@@ -340,7 +370,19 @@ func (c *Catalogue) settle(bad *refusals) {
 		c.bindings[s.ID] = binding{session: sessionOf(s), epoch: epoch}
 		c.publish(holds, s)
 	}
-	c.own = c.replace(c.own, c.self, holds)
+	for _, h := range holds {
+		c.put(c.own, h)
+	}
+	for id := range c.own.holds {
+		if _, ok := holds[id]; !ok {
+			c.drop(c.own, id)
+		}
+	}
+	if c.dirty {
+		c.index.own = slices.SortedFunc(maps.Values(holds), func(a, b Hold) int { return cmp.Compare(a.Stream, b.Stream) })
+		c.told = nil
+	}
+	c.flush()
 }
 
 // told is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
@@ -357,6 +399,7 @@ func (c *Catalogue) told(id adapters.StreamID) uint64 {
 func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream) {
 	holds[s.ID] = Hold{
 		Stream: s.ID, Epoch: c.bindings[s.ID].epoch, Path: []NodeID{c.self.ID},
+		Priority: c.policy.Priority, Oldest: c.policy.Oldest,
 		Tracks: slices.Clone(s.Tracks[:min(len(s.Tracks), MaxTracks)]),
 	}
 }
@@ -430,50 +473,101 @@ func (c *Catalogue) SetPeer(n Node, holds []Hold) error {
 	case ok && before.Incarnation > n.Incarnation:
 		return fmt.Errorf("peer %s: incarnation %d after %d: %w", n.ID, n.Incarnation, before.Incarnation, ErrStale)
 	}
-	before := c.peers[n.ID]
-	if before == nil && len(c.peers) >= MaxPeers {
+	p := c.peers[n.ID]
+	if p == nil && len(c.peers) >= MaxPeers {
 		return fmt.Errorf("peer %s: %w peers: at most %d are known", n.ID, ErrLimit, MaxPeers)
+	}
+	if p == nil {
+		p = newHolder(n)
+		c.peers[n.ID] = p
+		delete(c.known, n.ID)
+		c.remap()
+	} else if p.Node != n {
+		p.Node = n
+		c.remap()
 	}
 	var bad refusals
 	remembered := false
-	set := make(map[adapters.StreamID]Hold, min(len(holds), MaxHolds))
+	seen := make(map[adapters.StreamID]struct{}, min(len(holds), MaxHolds))
 	for i, h := range holds {
-		if len(set) >= MaxHolds {
+		if len(seen) >= MaxHolds {
 			bad.addAll(len(holds)-i, fmt.Errorf("%w holds: at most %d are believed", ErrLimit, MaxHolds))
 			break
 		}
-		err := c.check(h, n.ID)
-		if _, twice := set[h.Stream]; err == nil && twice {
+		before, ok := p.holds[h.Stream]
+		same := ok && before.equal(h)
+		var err error
+		if !same {
+			err = c.check(h, n.ID)
+		}
+		if _, twice := seen[h.Stream]; err == nil && twice {
 			err = fmt.Errorf("stream %q is announced twice", h.Stream)
 		}
-		if err == nil {
+		if err == nil && !same {
 			err = c.observe(h.Epoch)
 		}
 		if err != nil {
 			bad.add(err)
 			continue
 		}
-		set[h.Stream] = h
+		if n.Cluster != c.self.Cluster && !c.policy.Import.Allows(h.Stream) {
+			continue
+		}
+		seen[h.Stream] = struct{}{}
+		if !same {
+			c.put(p, c.intern(h))
+		}
 		if b, ok := c.bindings[h.Stream]; ok && b.epoch == 0 && h.Origin() == c.self.ID && h.Epoch > 0 {
 			c.bindings[h.Stream] = binding{session: b.session, epoch: h.Epoch}
 			remembered = true
 		}
 	}
+	if len(seen) < len(p.holds) {
+		for id := range p.holds {
+			if _, ok := seen[id]; !ok {
+				c.drop(p, id)
+			}
+		}
+	}
+	c.flush()
 	if remembered {
 		c.settle(nil)
 	}
-	c.peers[n.ID] = c.replace(before, n, set)
-	delete(c.known, n.ID)
 	return bad.err("peer " + string(n.ID))
+}
+
+// SetCondition takes what a node, also this one, says of its own state. What is said of a node that is not known yet counts
+// when it is; Forget drops it.
+func (c *Catalogue) SetCondition(id NodeID, condition Condition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before, ok := c.conditions[id]
+	if !ok {
+		before = usual
+	}
+	if before == condition {
+		return
+	}
+	if condition == usual {
+		delete(c.conditions, id)
+	} else if ok || len(c.conditions) <= MaxPeers {
+		c.conditions[id] = condition
+	}
+	c.remap()
+	c.flush()
 }
 
 // Forget drops what a peer announced: its heartbeat is lost. Its incarnation and cluster are remembered.
 func (c *Catalogue) Forget(id NodeID) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	delete(c.conditions, id)
 	p, ok := c.peers[id]
 	if !ok {
 		return
+	}
+	for stream := range p.holds {
+		c.drop(p, stream)
 	}
 	delete(c.peers, id)
 	if len(c.known) >= MaxPeers {
@@ -483,7 +577,8 @@ func (c *Catalogue) Forget(id NodeID) {
 		}
 	}
 	c.known[id] = p.Node
-	c.touch()
+	c.remap()
+	c.flush()
 }
 
 // node finds a node that is known, or was.
@@ -523,37 +618,89 @@ func (c *Catalogue) check(h Hold, holder NodeID) error {
 	return nil
 }
 
-// replace makes a node's new set of holds, or keeps the old one where nothing differs, so that nobody wakes.
-func (c *Catalogue) replace(before *holder, n Node, holds map[adapters.StreamID]Hold) *holder {
-	if before != nil && before.Node == n && maps.EqualFunc(before.holds, holds, Hold.equal) {
-		return before
+// put makes a hold one of the holder's, and drop takes one from it.
+func (c *Catalogue) put(p *holder, h Hold) {
+	before, ok := p.holds[h.Stream]
+	if ok && before.equal(h) {
+		return
 	}
-	c.touch()
-	return &holder{Node: n, holds: holds}
+	p.holds[h.Stream] = h
+	c.index.change(p.ID, before, h)
+	c.dirty = true
+}
+
+func (c *Catalogue) drop(p *holder, id adapters.StreamID) {
+	before := p.holds[id]
+	delete(p.holds, id)
+	c.index.change(p.ID, before, Hold{Stream: id})
+	c.dirty = true
+}
+
+// intern lets a hold share the names that are known already: every peer brings its own copies of the same ones.
+func (c *Catalogue) intern(h Hold) Hold {
+	row, _ := c.index.rows.Get(h.Stream)
+	for _, other := range row.Holds() {
+		h.Stream = other.Stream
+		if slices.Equal(h.Tracks, other.Tracks) {
+			h.Tracks = other.Tracks
+			break
+		}
+	}
+	path := make([]NodeID, len(h.Path))
+	for i, id := range h.Path {
+		path[i] = id
+		if p := c.peers[id]; p != nil {
+			path[i] = p.ID
+		} else if id == c.self.ID {
+			path[i] = c.self.ID
+		}
+	}
+	h.Path = path
+	return h
+}
+
+// remap says that the nodes, or their conditions, have changed.
+func (c *Catalogue) remap() {
+	c.index.roster, c.told = nil, nil
+	c.dirty = true
+}
+
+// flush wakes those who wait for a change, if there is one.
+func (c *Catalogue) flush() {
+	if c.dirty {
+		c.touch()
+	}
 }
 
 func (c *Catalogue) touch() {
-	c.state = nil
+	c.dirty, c.state = false, nil
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
 // Announcement is what a peer of a cluster is told, in the order of names: all holds within the own cluster; outside
-// only the origins here and what this node pulls for its cluster.
+// only the origins here and what this node pulls for its cluster, as far as the policy lets them leave. While that does not
+// change it is the same slice.
 func (c *Catalogue) Announcement(cluster string) []Hold {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	holds := make([]Hold, 0, len(c.own.holds))
-	for _, h := range c.own.holds {
-		if cluster != c.self.Cluster && len(h.Path) > 1 {
-			if parent, ok := c.node(h.Parent()); ok && parent.Cluster == c.self.Cluster {
-				continue
-			}
-		}
-		holds = append(holds, h)
+	near := cluster == c.self.Cluster
+	if told, ok := c.told[near]; ok {
+		return told
 	}
-	slices.SortFunc(holds, func(a, b Hold) int { return strings.Compare(string(a.Stream), string(b.Stream)) })
-	return holds[:min(len(holds), MaxHolds)]
+	told := c.index.own
+	if !near {
+		told = slices.DeleteFunc(slices.Clone(told), func(h Hold) bool {
+			parent, ok := c.node(h.Parent())
+			return ok && parent.Cluster == c.self.Cluster || !c.policy.Export.Allows(h.Stream)
+		})
+	}
+	told = slices.Clip(told[:min(len(told), MaxHolds)])
+	if c.told == nil {
+		c.told = map[bool][]Hold{}
+	}
+	c.told[near] = told
+	return told
 }
 
 // Snapshot is the state as it stands, which never changes, and a channel that is closed at the next change.
@@ -561,7 +708,10 @@ func (c *Catalogue) Snapshot() (*State, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state == nil {
-		c.state = newState(c.own, c.peers)
+		if c.index.roster == nil {
+			c.index.roster = newRoster(c.self, c.peers, c.conditions)
+		}
+		c.state = c.index.snapshot()
 	}
 	return c.state, c.changed
 }

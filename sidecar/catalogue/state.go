@@ -1,167 +1,132 @@
 package catalogue
 
 import (
-	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 )
 
 // State is a catalogue at one moment. It never changes, so that it can be read without a lock; neither may callers
-// change what it returns. A look-up of a stream takes a step per known node.
-type State struct {
-	self    *holder
-	nodes   []*holder // by id, the own one among them
-	members []Node    // of the own cluster, by id
-	streams func() []adapters.StreamID
-}
-
-func newState(own *holder, peers map[NodeID]*holder) *State {
-	s := &State{self: own, nodes: make([]*holder, 0, len(peers)+1)}
-	s.nodes = append(s.nodes, own)
-	for _, p := range peers {
-		s.nodes = append(s.nodes, p)
-	}
-	slices.SortFunc(s.nodes, func(a, b *holder) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	s.members = s.Nodes(own.Cluster)
-	s.streams = sync.OnceValue(func() []adapters.StreamID {
-		names := map[adapters.StreamID]struct{}{}
-		for _, n := range s.nodes {
-			for id := range n.holds {
-				names[id] = struct{}{}
-			}
-		}
-		return slices.Sorted(maps.Keys(names))
-	})
-	return s
-}
+// change what it returns. One State shares with the next what is the same in both.
+type State struct{ index }
 
 // Self is the node whose catalogue this is.
-func (s *State) Self() Node { return s.self.Node }
+func (s *State) Self() Node { return s.self }
 
 // Node finds a node that is alive, this one included.
 func (s *State) Node(id NodeID) (Node, bool) {
-	n := s.find(id)
-	if n == nil {
-		return Node{}, false
-	}
-	return n.Node, true
+	p, ok := s.roster.places[id]
+	return p.Node, ok
 }
 
-func (s *State) find(id NodeID) *holder {
-	i, ok := slices.BinarySearchFunc(s.nodes, id, func(n *holder, id NodeID) int {
-		return strings.Compare(string(n.ID), string(id))
-	})
-	if !ok {
-		return nil
+// Condition is what a node, also this one, says of itself. One that is not known is ready and does not drain.
+func (s *State) Condition(id NodeID) Condition {
+	if p, ok := s.roster.places[id]; ok {
+		return p.Condition
 	}
-	return s.nodes[i]
+	return usual
 }
+
+// Fit says whether a node is ready and does not drain.
+func (s *State) Fit(id NodeID) bool { return s.Condition(id) == usual }
 
 // Nodes are the nodes of a cluster, by id.
 func (s *State) Nodes(cluster string) []Node {
-	var nodes []Node
-	for _, n := range s.nodes {
-		if n.Cluster == cluster {
-			nodes = append(nodes, n.Node)
-		}
-	}
-	return nodes
+	return slices.DeleteFunc(slices.Clone(s.roster.nodes), func(n Node) bool { return n.Cluster != cluster })
 }
 
 // Members are the nodes of the own cluster, by id, this one included.
-func (s *State) Members() []Node { return s.members }
+func (s *State) Members() []Node { return s.roster.members }
+
+// Owners are those of the members that may own streams within the cluster, by id: all that do not drain, or all if all do.
+func (s *State) Owners() []Node { return s.roster.owners }
 
 // Near says whether a node is alive and of the own cluster.
-func (s *State) Near(id NodeID) bool {
-	n, ok := s.Node(id)
-	return ok && n.Cluster == s.self.Cluster
+func (s *State) Near(id NodeID) bool { return s.roster.places[id].near }
+
+// Exports says whether the policy lets a stream leave the own cluster.
+func (s *State) Exports(id adapters.StreamID) bool { return s.export.Allows(id) }
+
+// Load is how many pulls the nodes announce from one, of all streams.
+func (s *State) Load(id NodeID) int {
+	t, _ := s.tallies.Get(id)
+	return t.children
+}
+
+// Related are the parents and children of this node, by id.
+func (s *State) Related() []NodeID {
+	var nodes []NodeID
+	s.tallies.Scan(func(id NodeID, t tally) bool {
+		if t.ties > 0 {
+			nodes = append(nodes, id)
+		}
+		return true
+	})
+	return nodes
+}
+
+// Pulls are the streams that a child announces to pull from this node, sorted.
+func (s *State) Pulls(child NodeID) []adapters.StreamID {
+	var streams []adapters.StreamID
+	prefix := pullKey(child, "")
+	s.pulls.Ascend(prefix, func(key string, id adapters.StreamID) bool {
+		if !strings.HasPrefix(key, prefix) {
+			return false
+		}
+		streams = append(streams, id)
+		return true
+	})
+	return streams
+}
+
+// Changed are the streams of which any hold differs from an earlier State of the same catalogue, sorted. It is false where
+// that cannot be told one by one, or the nodes or their conditions have changed: then anything may differ.
+func (s *State) Changed(since *State) (streams []adapters.StreamID, ok bool) {
+	if since == nil || since.roster != s.roster || s.version-since.version > uint64(len(s.log)) {
+		return nil, false
+	}
+	streams = slices.Clone(s.log[len(s.log)-int(s.version-since.version):])
+	slices.Sort(streams)
+	return slices.Compact(streams), true
 }
 
 // Streams are the names that anybody holds, sorted.
-func (s *State) Streams() []adapters.StreamID { return s.streams() }
+func (s *State) Streams() []adapters.StreamID { return s.rows.Keys() }
+
+// Row is what is known of a stream, nil where nobody holds it.
+func (s *State) Row(id adapters.StreamID) *Row {
+	row, _ := s.rows.Get(id)
+	return row
+}
 
 // Holds are all holds of a stream, by holder, also those of publications that others beat.
-func (s *State) Holds(id adapters.StreamID) []Hold {
-	var holds []Hold
-	for _, n := range s.nodes {
-		if h, ok := n.holds[id]; ok {
-			holds = append(holds, h)
-		}
-	}
-	return holds
-}
+func (s *State) Holds(id adapters.StreamID) []Hold { return s.Row(id).Holds() }
 
 // Winner is the publication of a name that all nodes turn to; false where nobody holds any.
-func (s *State) Winner(id adapters.StreamID) (Publication, bool) {
-	var best Publication
-	found := false
-	for _, n := range s.nodes {
-		h, ok := n.holds[id]
-		if !ok {
-			continue
-		}
-		if p := h.Publication(); !found || p.Beats(best) {
-			best, found = p, true
-		}
-	}
-	return best, found
-}
+func (s *State) Winner(id adapters.StreamID) (Publication, bool) { return s.Row(id).Winner() }
 
 // Holders are the holds of the winning publication of a name, by holder.
-func (s *State) Holders(id adapters.StreamID) []Hold {
-	var holds []Hold
-	var best Publication
-	for _, n := range s.nodes {
-		h, ok := n.holds[id]
-		if !ok {
-			continue
-		}
-		p := h.Publication()
-		if len(holds) == 0 || p.Beats(best) {
-			best, holds = p, holds[:0]
-		}
-		if p == best {
-			holds = append(holds, h)
-		}
-	}
-	return holds
-}
+func (s *State) Holders(id adapters.StreamID) []Hold { return s.Row(id).Holders() }
 
 // Hold is a node's hold of a stream.
-func (s *State) Hold(node NodeID, id adapters.StreamID) (Hold, bool) {
-	n := s.find(node)
-	if n == nil {
-		return Hold{}, false
-	}
-	h, ok := n.holds[id]
-	return h, ok
-}
+func (s *State) Hold(node NodeID, id adapters.StreamID) (Hold, bool) { return s.Row(id).Hold(node) }
 
 // Own is this node's own hold of a stream: an origin's publication or what a relay carries.
-func (s *State) Own(id adapters.StreamID) (Hold, bool) {
-	h, ok := s.self.holds[id]
-	return h, ok
-}
+func (s *State) Own(id adapters.StreamID) (Hold, bool) { return s.Hold(s.self.ID, id) }
 
 // Origin is the publication of a name at the own server, whether or not another beats it.
 func (s *State) Origin(id adapters.StreamID) (Hold, bool) {
-	h, ok := s.self.holds[id]
-	return h, ok && len(h.Path) == 1
+	h, ok := s.Own(id)
+	if !ok || len(h.Path) != 1 {
+		return Hold{}, false
+	}
+	return h, true
 }
 
 // Origins are all publications at the own server, by name.
 func (s *State) Origins() []Hold {
-	var origins []Hold
-	for _, h := range s.self.holds {
-		if len(h.Path) == 1 {
-			origins = append(origins, h)
-		}
-	}
-	slices.SortFunc(origins, func(a, b Hold) int { return strings.Compare(string(a.Stream), string(b.Stream)) })
-	return origins
+	return slices.DeleteFunc(slices.Clone(s.own), func(h Hold) bool { return len(h.Path) != 1 })
 }
 
 // Superseded are the publications at the own server that another node's publication of the same name beats.
@@ -174,11 +139,5 @@ func (s *State) Superseded() []Hold {
 
 // Children are the nodes that announce to pull a stream from a node, whichever publication of it.
 func (s *State) Children(id adapters.StreamID, parent NodeID) []NodeID {
-	var children []NodeID
-	for _, n := range s.nodes {
-		if h, ok := n.holds[id]; ok && h.Parent() == parent {
-			children = append(children, n.ID)
-		}
-	}
-	return children
+	return s.Row(id).Children(parent)
 }

@@ -17,6 +17,7 @@ func holdFrame(h catalogue.Hold) *pb.Hold {
 		Epoch:    h.Epoch,
 		Path:     texts(h.Path),
 		Priority: h.Priority,
+		Oldest:   h.Oldest,
 		DelayUs:  uint64(max(h.Delay.Microseconds(), 0)),
 	}
 	for _, t := range h.Tracks {
@@ -31,6 +32,7 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 		Epoch:    p.GetEpoch(),
 		Path:     nodeIDs(p.GetPath()),
 		Priority: p.GetPriority(),
+		Oldest:   p.GetOldest(),
 		Delay:    duration(p.GetDelayUs(), time.Microsecond),
 	}
 	for _, t := range p.GetTracks() {
@@ -40,7 +42,7 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 }
 
 func equalHolds(a, b catalogue.Hold) bool {
-	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Delay == b.Delay &&
+	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Oldest == b.Oldest && a.Delay == b.Delay &&
 		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
 }
 

@@ -4,9 +4,7 @@
 package planner
 
 import (
-	"bytes"
 	"cmp"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,11 +18,13 @@ const (
 	// DefaultFanOut bounds the children that a node should have for one stream.
 	DefaultFanOut = 8
 
-	hopCost     = 5 * time.Millisecond // what a hop costs beside its round trip
-	unknownCost = time.Second          // of a parent that was not measured yet
+	hopCost     = 5 * time.Millisecond   // what a hop costs beside its round trip
+	loadCost    = 250 * time.Microsecond // what each pull costs that a parent serves already, of whichever stream
+	unknownCost = time.Second            // of a parent that was not measured yet
 	minGain     = 10 * time.Millisecond
-	minGainPart = 5 // a fifth of the present cost
-	maxSilent   = 2 // owners that may stay silent before a node pulls unasked
+	minGainPart = 5                // a fifth of the present cost
+	minStay     = 30 * time.Second // before a relay changes to a cheaper parent
+	maxSilent   = 2                // owners that may stay silent before a node pulls unasked
 )
 
 // Demand is why a node wants a stream.
@@ -50,6 +50,9 @@ type Relay struct {
 	Publication catalogue.Publication
 	Outside     bool // the parent is of another cluster
 	Live        bool // media flows, and the own hold says so
+	// Quiet: nothing came for a while, and the parent does not say that its source is paused.
+	Quiet bool
+	Since time.Time // when it was begun
 }
 
 // Claim is what is known of the right to pull a stream for the own cluster. The zero value: nobody was asked.
@@ -75,6 +78,8 @@ type Input struct {
 	FanOut int // 0: DefaultFanOut
 	// Gapless says that a relay changes its parent without a gap, so that a cheaper one is worth the change.
 	Gapless bool
+
+	near, far []candidate // room for those of one stream
 }
 
 // Action is what to do for a stream.
@@ -108,11 +113,14 @@ const (
 	WhyAsk        Reason = "no node of this cluster holds it; the owner grants the pull"
 	WhyGranted    Reason = "the pull was granted to another node of this cluster"
 	WhyCheaper    Reason = "a cheaper parent"
+	WhyDrain      Reason = "the parent is about to leave"
 	WhyGone       Reason = "the parent is lost, or holds another publication"
 	WhyPause      Reason = "the parent holds nothing for the moment; what flows goes on"
 	WhyOrphan     Reason = "the parent no longer holds it and there is no other; what flows goes on"
 	WhyAhead      Reason = "the relay is ahead of what was announced"
 	WhyLoop       Reason = "the parent has it from this node"
+	WhyLost       Reason = "the parent was lost, or holds nothing any more, before media flowed"
+	WhyQuiet      Reason = "nothing comes any more, and the parent holds nothing"
 	WhyAvoid      Reason = "every parent failed lately"
 )
 
@@ -130,14 +138,16 @@ type Decision struct {
 	Owner   catalogue.NodeID // whom to Ask
 	Until   time.Time        // when to plan again, if nothing happens before
 	Drop    bool             // the relay that runs must end now
+	End     Reason           // why it must
 }
 
 // Plan decides for each wanted stream, in the order of the wants. The decision for one stream depends on no other, so
 // that a caller may plan again only for those that a change touches.
 //
 // A holder is near if it is of the own cluster, else far. Only holders of the winning publication count, and none whose
-// path passes this node. The senior is the one puller of the cluster that stays if there are several: the one with no
-// other node of the cluster in its path (an origin, or who pulls straight from outside), of several the lowest ranked.
+// path passes this node. A holder that drains or is not ready counts only where all do. The senior is the one puller of
+// the cluster that stays if there are several: one that is fit for it, of those the one with no other node of the cluster
+// in its path (an origin, or who pulls straight from outside), of several the lowest ranked.
 //
 //	published  who holds it         what runs here             decision
 //	---------  -------------------  -------------------------  ------------------------------------------------
@@ -159,6 +169,9 @@ type Decision struct {
 //	no         far                  from far, parent is lost   run from another far one; none: goes on
 //	no         far                  from near, parent is lost  as nothing; what flows goes on meanwhile
 //	no         near or far          live, parent paused        goes on: the parent looks for another parent itself
+//	no         near or far          live, parent drains        as if the parent were lost, where another is not
+//	any        any                  quiet, parent holds none   ends; then as nothing
+//	any        any                  connects to a lost parent  ends; then as nothing
 //	elsewhere  near or far          of a beaten publication    as nothing; what flows goes on meanwhile
 //
 // A parent is lost when its heartbeat is; it is paused when it lives and announces no hold. While a relay runs whose
@@ -180,23 +193,42 @@ func Plan(in Input) []Decision {
 	return decisions
 }
 
+// candidate is a holder from which a stream could be taken.
+type candidate struct {
+	catalogue.Hold
+	near bool
+	full bool // it has as many children for the stream as it should; this node does not count
+	cost time.Duration
+}
+
 func (in *Input) decide(stream adapters.StreamID) Decision {
 	d := Decision{Stream: stream}
 	self := in.State.Self().ID
 	relay, runs := in.Relays[stream]
-	holders := in.State.Holders(stream)
-	var best catalogue.Publication
-	held := len(holders) > 0
-	if held {
-		best = holders[0].Publication()
-	}
-	if _, ok := in.State.Origin(stream); ok {
-		d.Why, d.Drop = WhyOrigin, runs
+	row := in.State.Row(stream)
+	best, held := row.Winner()
+	if own, ok := row.Hold(self); ok && len(own.Path) == 1 {
+		d.Why = WhyOrigin
 		if best.Origin != self {
 			d.Why = WhySuperseded
 		}
+		if runs {
+			d.end(d.Why)
+		}
 		return d
 	}
+	if runs {
+		_, holds := row.Hold(relay.Parent)
+		switch {
+		case !holds && !relay.Live:
+			d.end(WhyLost)
+		case !holds && relay.Quiet:
+			d.end(WhyQuiet)
+		}
+	}
+	_, alive := in.State.Node(relay.Parent)
+	lost := runs && !alive && relay.Publication == best // those that hang on it are no better, also when the relay has ended
+	runs = runs && !d.Drop
 	switch {
 	case runs && !held:
 		return d.keep(relay, WhyOrphan)
@@ -208,40 +240,20 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	}
 
 	current := runs && relay.Publication == best
-	lost := false
-	if current {
-		_, alive := in.State.Node(relay.Parent)
-		lost = !alive
-	}
-	var near, far []catalogue.Hold
-	for _, h := range holders {
-		switch {
-		case h.Holder() == self:
-		case h.Through(self):
-			if current && h.Holder() == relay.Parent {
-				d.Drop = true
-			}
-		case len(h.Path) >= catalogue.MaxPath:
-		case lost && h.Through(relay.Parent):
-			// It hangs on the same node whose heartbeat is lost: nothing is won there while our own media flows.
-		case in.State.Near(h.Holder()):
-			near = append(near, h)
-		default:
-			far = append(far, h)
-		}
-	}
+	in.gather(&d, row, relay, current, lost)
+	near, far := in.near, in.far
 	runs = runs && !d.Drop
 	current = current && runs
-
-	if current && relay.Live && !lost && !d.Drop {
-		if _, holds := in.State.Hold(relay.Parent, stream); !holds {
+	if current && relay.Live && !lost {
+		if _, holds := row.Hold(relay.Parent); !holds {
 			return d.keep(relay, WhyPause)
 		}
 	}
-	senior := Senior(in.State, stream, holders)
-	leads := current && relay.Live && senior == self
+	senior := Senior(in.State, stream, row.Holders())
+	// A node that drains does not move what flows here: that ends with it.
+	leads := current && relay.Live && (senior == self || relay.Outside && in.State.Condition(self).Draining)
 	if len(near) > 0 && !leads {
-		return in.fromNear(d, relay, current, runs, senior, near, holders)
+		return in.fromNear(d, relay, current, runs, senior, near)
 	}
 	switch {
 	case len(far) == 0 && runs:
@@ -249,57 +261,114 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	case len(far) == 0:
 		d.Why = WhyOnlyUs
 		if d.Drop {
-			d.Why = WhyLoop
+			d.Why = d.End
 		}
 		return d
 	case current && relay.Outside:
-		return in.choose(d, relay, true, far, holders, WhyPull)
+		return in.choose(d, relay, true, far, WhyPull)
 	}
-	return in.claim(d, relay, runs, best, far, holders)
+	return in.claim(d, relay, runs, best, far)
+}
+
+func (d *Decision) end(why Reason) { d.Drop, d.End = true, why }
+
+// gather finds the holders that count, near and far.
+func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, lost bool) {
+	self := in.State.Self().ID
+	own, _ := row.Hold(self)
+	in.near, in.far = in.near[:0], in.far[:0]
+	leave := current && relay.Live && in.State.Condition(relay.Parent).Draining && !in.State.Condition(self).Draining
+	fit, free := false, false // whether there is one that is fit, and one that does not hang on a parent that drains
+	for _, h := range row.Holders() {
+		switch {
+		case h.Holder() == self:
+		case h.Through(self):
+			if current && h.Holder() == relay.Parent {
+				d.end(WhyLoop)
+			}
+		case in.counts(h, relay, lost) && in.State.Fit(h.Holder()):
+			fit = true
+			free = free || leave && !h.Through(relay.Parent)
+		}
+	}
+	for i, h := range row.Holders() {
+		id := h.Holder()
+		switch {
+		case id == self, h.Through(self), !in.counts(h, relay, lost):
+			continue
+		case free && h.Through(relay.Parent):
+			continue // it drains as well, or must look for another parent itself
+		case fit && !in.State.Fit(id) && (!current || id != relay.Parent):
+			continue
+		}
+		fan := row.Fan(i)
+		if own.Parent() == id && own.Publication() == h.Publication() {
+			fan--
+		}
+		c := candidate{Hold: h, near: in.State.Near(id), full: fan >= in.FanOut, cost: in.cost(h)}
+		if c.near {
+			in.near = append(in.near, c)
+		} else {
+			in.far = append(in.far, c)
+		}
+	}
+}
+
+// counts says whether a holder can be a parent at all.
+func (in *Input) counts(h catalogue.Hold, relay Relay, lost bool) bool {
+	return len(h.Path) < catalogue.MaxPath && (!lost || !h.Through(relay.Parent))
 }
 
 // keep lets the relay go on though its parent holds nothing that could be chosen.
 func (d Decision) keep(r Relay, why Reason) Decision {
 	d.Action, d.Why, d.Parent, d.Outside = Run, why, r.Parent, r.Outside
-	d.Hold.Epoch, d.Hold.Path = r.Publication.Epoch, []catalogue.NodeID{r.Publication.Origin, r.Parent}
-	if r.Publication.Origin == r.Parent {
+	p := r.Publication
+	d.Hold = catalogue.Hold{
+		Stream: d.Stream, Epoch: p.Epoch, Priority: p.Priority, Oldest: p.Oldest, Path: []catalogue.NodeID{p.Origin, r.Parent},
+	}
+	if p.Origin == r.Parent {
 		d.Hold.Path = d.Hold.Path[:1]
 	}
-	d.Hold.Stream = d.Stream
 	return d
 }
 
 // fromNear takes the stream from a node of the own cluster. Those that have it by way of the senior come first: it will
 // not move, so that several that yield at once cannot wait for each other.
 func (in *Input) fromNear(
-	d Decision, relay Relay, current, runs bool, senior catalogue.NodeID, near, holders []catalogue.Hold,
+	d Decision, relay Relay, current, runs bool, senior catalogue.NodeID, near []candidate,
 ) Decision {
 	why := WhyNear
 	if current && relay.Outside && relay.Live {
 		why = WhyYield
 	}
-	if current && !relay.Outside && holds(near, relay.Parent) {
-		return in.choose(d, relay, true, near, holders, why)
+	if current && !relay.Outside && slices.ContainsFunc(near, func(c candidate) bool { return c.Holder() == relay.Parent }) {
+		return in.choose(d, relay, true, near, why)
 	}
-	tree := slices.DeleteFunc(slices.Clone(near), func(h catalogue.Hold) bool { return in.entry(h) != senior })
+	if current && relay.Live && in.State.Condition(relay.Parent).Draining {
+		why = WhyDrain
+	}
+	tree := slices.DeleteFunc(slices.Clone(near), func(c candidate) bool { return in.entry(c.Hold) != senior })
 	if len(tree) > 0 {
-		if c := in.choose(d, relay, false, tree, holders, why); c.Action == Run {
+		if c := in.choose(d, relay, false, tree, why); c.Action == Run {
 			return c
 		}
 	}
-	c := in.choose(d, relay, false, near, holders, why)
-	if c.Action == Wait && runs {
-		until := c.Until
-		c = d.keep(relay, WhyAvoid)
-		c.Until = until
+	return in.choose(d, relay, false, near, why).unless(relay, runs)
+}
+
+// unless lets a relay that runs go on where there is nothing but waiting.
+func (d Decision) unless(relay Relay, runs bool) Decision {
+	if d.Action != Wait || !runs {
+		return d
 	}
-	return c
+	until := d.Until
+	d = d.keep(relay, WhyAvoid)
+	d.Until = until
+	return d
 }
 
 // claim finds out whether this node may pull for its cluster, and does.
-func (in *Input) claim(
-	d Decision, relay Relay, runs bool, best catalogue.Publication, far, holders []catalogue.Hold,
-) Decision {
+func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Publication, far []candidate) Decision {
 	c := in.Claims[d.Stream]
 	if c.Epoch != best.Epoch || !in.Now.Before(c.Until) {
 		c = Claim{}
@@ -308,115 +377,92 @@ func (in *Input) claim(
 	why := WhyPull
 	switch {
 	case c.Granted || c.Holder == self:
-	case c.Holder != "" && in.State.Near(c.Holder):
+	case c.Holder != "" && in.State.Near(c.Holder) && !in.State.Condition(c.Holder).Draining:
 		d.Action, d.Why, d.Parent, d.Until = Wait, WhyGranted, c.Holder, c.Until
 		return d
 	case len(c.Silent) >= maxSilent:
 		why = WhyUnasked
 	default:
-		if id := owner(d.Stream, in.State.Members(), c.Silent); id != "" {
+		if id := owner(d.Stream, in.State.Owners(), c.Silent); id != "" {
 			d.Action, d.Why, d.Owner, d.Epoch = Ask, WhyAsk, id, best.Epoch
 			return d
 		}
 		why = WhyUnasked
 	}
-	chosen := in.choose(d, relay, false, far, holders, why)
-	if chosen.Action == Wait && runs {
-		until := chosen.Until
-		chosen = d.keep(relay, WhyAvoid)
-		chosen.Until = until
-	}
-	return chosen
+	return in.choose(d, relay, false, far, why).unless(relay, runs)
 }
 
 // choose takes the cheapest parent with room that did not fail lately. With stay, the relay already runs where the
 // candidates are from: it leaves a parent among them only for a good reason, and where none is better, not at all.
-func (in *Input) choose(d Decision, relay Relay, stay bool, from, holders []catalogue.Hold, why Reason) Decision {
-	var best catalogue.Hold
+func (in *Input) choose(d Decision, relay Relay, stay bool, from []candidate, why Reason) Decision {
+	var best, present *candidate
 	var until time.Time
-	for _, h := range from {
-		if t := in.Avoid(d.Stream, h.Holder()); in.Now.Before(t) && (!stay || h.Holder() != relay.Parent) {
+	for i := range from {
+		c := &from[i]
+		if stay && c.Holder() == relay.Parent {
+			present = c
+		} else if t := in.Avoid(d.Stream, c.Holder()); in.Now.Before(t) {
 			if until.IsZero() || t.Before(until) {
 				until = t
 			}
 			continue
 		}
-		if best.Path == nil || in.compare(h, best, holders) < 0 {
-			best = h
+		if best == nil || c.compare(best) < 0 {
+			best = c
 		}
 	}
-	if stay {
-		i := slices.IndexFunc(from, func(h catalogue.Hold) bool { return h.Holder() == relay.Parent })
-		switch {
-		case i >= 0 && in.better(best, from[i], holders):
-			why = WhyCheaper
-		case i >= 0:
-			best = from[i]
-		case best.Path == nil:
-			d = d.keep(relay, WhyOrphan)
-			d.Until = until
-			return d
-		default:
-			why = WhyGone
-		}
-	}
-	if best.Path == nil {
+	switch {
+	case best == nil && stay:
+		d = d.keep(relay, WhyOrphan)
+		d.Until = until
+		return d
+	case best == nil:
 		d.Action, d.Why, d.Until = Wait, WhyAvoid, until
 		return d
+	case present != nil && in.Gapless && best.better(present):
+		if rest := relay.Since.Add(minStay); in.Now.Before(rest) {
+			best, d.Until = present, rest
+		} else {
+			why = WhyCheaper
+		}
+	case present != nil:
+		best = present
+	case stay && in.State.Condition(relay.Parent).Draining:
+		why = WhyDrain
+	case stay:
+		why = WhyGone
 	}
-	d.Action, d.Why, d.Parent, d.Hold = Run, why, best.Holder(), best
-	d.Outside = !in.State.Near(best.Holder())
+	d.Action, d.Why, d.Parent, d.Hold, d.Outside = Run, why, best.Holder(), best.Hold, !best.near
 	return d
 }
 
 // better says whether a parent is worth leaving one that works for.
-func (in *Input) better(h, present catalogue.Hold, holders []catalogue.Hold) bool {
-	if !in.Gapless || in.full(h.Holder(), holders) {
-		return false
-	}
-	cost := in.cost(present)
-	gain := cost - in.cost(h)
-	return gain >= minGain && gain*minGainPart >= cost
+func (c *candidate) better(present *candidate) bool {
+	gain := present.cost - c.cost
+	return !c.full && gain >= minGain && gain*minGainPart >= present.cost
 }
 
 // compare orders parents: those with room first, then by cost, then so that all ties are broken the same way.
-func (in *Input) compare(a, b catalogue.Hold, holders []catalogue.Hold) int {
+func (c *candidate) compare(o *candidate) int {
+	if c.full != o.full {
+		if o.full {
+			return -1
+		}
+		return 1
+	}
 	return cmp.Or(
-		compareBool(in.full(a.Holder(), holders), in.full(b.Holder(), holders)),
-		cmp.Compare(in.cost(a), in.cost(b)),
-		cmp.Compare(len(a.Path), len(b.Path)),
-		cmp.Compare(a.Holder(), b.Holder()),
+		cmp.Compare(c.cost, o.cost), cmp.Compare(len(c.Path), len(o.Path)), cmp.Compare(c.Holder(), o.Holder()),
 	)
 }
 
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
-}
-
-// cost is what a stream by this parent is behind its publisher: the round trip to the parent and the path before it.
+// cost is what a stream by this parent is behind its publisher, the round trip to the parent and the path before it, and
+// something for what the parent has to do already, so that trees spread.
 func (in *Input) cost(h catalogue.Hold) time.Duration {
 	rtt, ok := in.RTT(h.Holder())
 	if !ok {
 		rtt = unknownCost
 	}
-	return rtt + h.Delay + time.Duration(len(h.Path)-1)*hopCost
-}
-
-// full says whether a node has as many children for the stream as it should; this node itself does not count.
-func (in *Input) full(parent catalogue.NodeID, holders []catalogue.Hold) bool {
-	children := 0
-	for _, h := range holders {
-		if h.Parent() == parent && h.Holder() != in.State.Self().ID {
-			children++
-		}
-	}
-	return children >= in.FanOut
+	return rtt + h.Delay + time.Duration(len(h.Path)-1)*hopCost + time.Duration(in.State.Load(h.Holder()))*loadCost
 }
 
 // entry is the first node of the own cluster in a path: who brings the stream in.
@@ -429,47 +475,46 @@ func (in *Input) entry(h catalogue.Hold) catalogue.NodeID {
 	return ""
 }
 
-// Senior is, of the holders that bring a stream into the own cluster, the one that stays: who has no other node of the
-// cluster in its path comes first, then who ranks lowest. It is "" where no near node holds the stream.
+// Senior is, of the holders that bring a stream into the own cluster, the one that stays: who is ready and does not drain
+// comes first, then who has no other node of the cluster in its path, then who ranks lowest. It is "" where no near node
+// holds the stream.
 func Senior(s *catalogue.State, stream adapters.StreamID, holders []catalogue.Hold) catalogue.NodeID {
-	type key struct {
-		detour int
-		sum    [sha256.Size]byte
-	}
 	var best catalogue.NodeID
-	var bestKey key
+	var unfit, detour int
 	for _, h := range holders {
 		id := h.Holder()
 		if !s.Near(id) || h.Parent() != "" && s.Near(h.Parent()) {
 			continue
 		}
-		k := key{sum: weight(stream, id)}
+		u, around := 0, 0
+		if !s.Fit(id) {
+			u = 1
+		}
 		for _, n := range h.Path[:len(h.Path)-1] {
 			if s.Near(n) {
-				k.detour++
+				around++
 			}
 		}
-		if best == "" || k.detour < bestKey.detour || k.detour == bestKey.detour && bytes.Compare(k.sum[:], bestKey.sum[:]) < 0 {
-			best, bestKey = id, k
+		if best == "" || cmp.Or(cmp.Compare(u, unfit), cmp.Compare(around, detour), rank(stream, id).compare(rank(stream, best))) < 0 {
+			best, unfit, detour = id, u, around
 		}
 	}
 	return best
-}
-
-func holds(set []catalogue.Hold, holder catalogue.NodeID) bool {
-	return slices.ContainsFunc(set, func(h catalogue.Hold) bool { return h.Holder() == holder })
 }
 
 // ErrRefused says that a node is no parent for a child that asked.
 var ErrRefused = errors.New("refused")
 
 // Source is the hold by which a node may hand a stream on to a child: the parent's side of the plan. It wraps
-// adapters.ErrNoStream where the node has no source itself, and ErrRefused where the child is in its path or the
-// publication that it has is superseded.
+// adapters.ErrNoStream where the node has no source itself, and ErrRefused where the child is in its path, the publication
+// that it has is superseded, or the child is of another cluster and the stream may not leave this one.
 func Source(s *catalogue.State, child catalogue.NodeID, stream adapters.StreamID) (catalogue.Hold, error) {
 	h, ok := s.Own(stream)
 	if !ok {
 		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: %w", stream, child, adapters.ErrNoStream)
+	}
+	if !s.Near(child) && !s.Exports(stream) {
+		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: it may not leave the cluster: %w", stream, child, ErrRefused)
 	}
 	if h.Through(child) {
 		return catalogue.Hold{}, fmt.Errorf("hand on %s to %s: it has the stream from that node: %w", stream, child, ErrRefused)

@@ -540,25 +540,52 @@ func TestAnyInput(t *testing.T) {
 	}
 }
 
-func BenchmarkPlan(b *testing.B) {
+// wide is what node a1 knows of a mesh of 50 nodes in five clusters, of which each is the origin of 40 of the 2,000 streams;
+// change changes one of them.
+func wide() (*catalogue.Catalogue, []planner.Want, func(change int)) {
 	c := catalogue.New(catalogue.Node{ID: "a1", Cluster: "a"})
+	name := func(n int) ID { return ID(fmt.Sprintf("%c%d", 'a'+n%5, 2+n)) }
+	sets := make([][]catalogue.Hold, 50)
 	var wants []planner.Want
-	for n := range 50 {
-		id := ID(fmt.Sprintf("%c%d", 'a'+n%5, 2+n))
-		var holds []catalogue.Hold
-		for i := range 40 {
-			stream := adapters.StreamID(fmt.Sprint("s", n*40+i))
-			holds = append(holds, catalogue.Hold{Stream: stream, Epoch: uint64(n*40 + i), Path: []ID{id}})
-			wants = append(wants, planner.Want{Stream: stream})
-		}
-		_ = c.SetPeer(catalogue.Node{ID: id, Cluster: cluster(id)}, holds)
+	for i := range 2000 {
+		stream := adapters.StreamID(fmt.Sprint("s", i))
+		wants = append(wants, planner.Want{Stream: stream})
+		origin := i % 50
+		sets[origin] = append(sets[origin], catalogue.Hold{Stream: stream, Epoch: uint64(i + 1), Path: []ID{name(origin)}})
 	}
+	for n, set := range sets {
+		_ = c.SetPeer(catalogue.Node{ID: name(n), Cluster: cluster(name(n))}, set)
+	}
+	return c, wants, func(change int) {
+		sets[7][3].Delay = time.Duration(change)
+		_ = c.SetPeer(catalogue.Node{ID: name(7), Cluster: cluster(name(7))}, sets[7])
+	}
+}
+
+func BenchmarkPlan(b *testing.B) {
+	c, wants, _ := wide()
 	s, _ := c.Snapshot()
-	for _, n := range []int{1, len(wants)} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			for b.Loop() {
-				planner.Plan(planner.Input{State: s, Now: now, Wants: wants[:n]})
-			}
-		})
+	rtt := func(ID) (time.Duration, bool) { return 40 * time.Millisecond, true }
+	for b.Loop() {
+		planner.Plan(planner.Input{State: s, Now: now, Wants: wants, RTT: rtt})
+	}
+}
+
+// BenchmarkOneChange: a peer's full set comes in which one of 40 holds differs, and what that touches is planned again.
+func BenchmarkOneChange(b *testing.B) {
+	c, _, change := wide()
+	before, _ := c.Snapshot()
+	for i := 0; b.Loop(); i++ {
+		change(i + 1)
+		s, _ := c.Snapshot()
+		var wants []planner.Want
+		touched, ok := s.Changed(before)
+		for _, id := range touched {
+			wants = append(wants, planner.Want{Stream: id})
+		}
+		if len(planner.Plan(planner.Input{State: s, Now: now, Wants: wants})) != 1 || !ok {
+			b.Fatalf("touched: %v", touched)
+		}
+		before = s
 	}
 }

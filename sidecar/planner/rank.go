@@ -1,9 +1,10 @@
 package planner
 
 import (
-	"bytes"
-	"crypto/sha256"
+	"cmp"
 	"slices"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
@@ -13,15 +14,11 @@ import (
 // the second is asked where it is silent. All nodes compute the same order, and one that comes or goes moves only the
 // streams that it ranks first for.
 func Rank(stream adapters.StreamID, nodes []catalogue.NodeID) []catalogue.NodeID {
-	type ranked struct {
-		id  catalogue.NodeID
-		sum [sha256.Size]byte
-	}
 	order := make([]ranked, len(nodes))
 	for i, id := range nodes {
-		order[i] = ranked{id: id, sum: weight(stream, id)}
+		order[i] = rank(stream, id)
 	}
-	slices.SortFunc(order, func(a, b ranked) int { return bytes.Compare(a.sum[:], b.sum[:]) })
+	slices.SortFunc(order, ranked.compare)
 	ids := make([]catalogue.NodeID, len(order))
 	for i, r := range order {
 		ids[i] = r.id
@@ -31,24 +28,33 @@ func Rank(stream adapters.StreamID, nodes []catalogue.NodeID) []catalogue.NodeID
 
 // owner is the first of the nodes by Rank that is not among those passed over, "" where none is left.
 func owner(stream adapters.StreamID, nodes []catalogue.Node, passed []catalogue.NodeID) catalogue.NodeID {
-	var best catalogue.NodeID
-	var least [sha256.Size]byte
+	var best ranked
 	for _, n := range nodes {
 		if slices.Contains(passed, n.ID) {
 			continue
 		}
-		if sum := weight(stream, n.ID); best == "" || bytes.Compare(sum[:], least[:]) < 0 {
-			best, least = n.ID, sum
+		if r := rank(stream, n.ID); best.id == "" || r.compare(best) < 0 {
+			best = r
 		}
 	}
-	return best
+	return best.id
 }
 
-// weight hashes the two names apart: a stream's name holds no NUL.
-func weight(stream adapters.StreamID, id catalogue.NodeID) [sha256.Size]byte {
-	b := make([]byte, 0, len(stream)+1+len(id))
-	b = append(b, stream...)
+// ranked is a node with its rank for a stream.
+type ranked struct {
+	id     catalogue.NodeID
+	weight uint64
+}
+
+func (r ranked) compare(o ranked) int {
+	return cmp.Or(cmp.Compare(r.weight, o.weight), cmp.Compare(r.id, o.id))
+}
+
+// rank hashes the two names apart: a stream's name holds no NUL.
+func rank(stream adapters.StreamID, id catalogue.NodeID) ranked {
+	var room [128]byte
+	b := append(room[:0], stream...)
 	b = append(b, 0)
 	b = append(b, id...)
-	return sha256.Sum256(b)
+	return ranked{id: id, weight: xxhash.Sum64(b)}
 }
