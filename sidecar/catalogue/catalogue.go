@@ -362,7 +362,7 @@ func (c *Catalogue) settle(bad *refusals) {
 			bad.add(fmt.Errorf("stream %q: %w streams: at most %d are announced", s.ID, ErrLimit, MaxHolds))
 			continue
 		}
-		epoch := c.told(s.ID)
+		epoch := c.remembered(s.ID)
 		if c.started {
 			c.clock++
 			epoch = c.clock
@@ -385,11 +385,12 @@ func (c *Catalogue) settle(bad *refusals) {
 	c.flush()
 }
 
-// told is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
-func (c *Catalogue) told(id adapters.StreamID) uint64 {
+// remembered is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
+func (c *Catalogue) remembered(id adapters.StreamID) uint64 {
 	var epoch uint64
-	for _, p := range c.peers {
-		if h, ok := p.holds[id]; ok && h.Origin() == c.self.ID {
+	row, _ := c.index.rows.Get(id)
+	for _, h := range row.Holds() {
+		if len(h.Path) > 1 && h.Origin() == c.self.ID {
 			epoch = max(epoch, h.Epoch)
 		}
 	}

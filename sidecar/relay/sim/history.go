@@ -20,11 +20,11 @@ func newHistoryWorld(seed uint64) *world {
 	r := pick.rand
 	o := options{
 		clusters: 1 + r.IntN(4), perCluster: 1 + r.IntN(3), streams: 1 + r.IntN(3), fanOut: 1 + r.IntN(4),
-		linger: time.Duration(1+r.IntN(15)) * time.Second,
-		think:  span{0, time.Duration(1+r.IntN(20)) * time.Millisecond},
-		near:   span{200 * time.Microsecond, 2 * time.Millisecond},
-		far:    span{5 * time.Millisecond, time.Duration(10+r.IntN(250)) * time.Millisecond},
-		jitter: r.Float64(),
+		linger:  time.Duration(1+r.IntN(15)) * time.Second,
+		think:   span{0, time.Duration(1+r.IntN(20)) * time.Millisecond},
+		near:    span{200 * time.Microsecond, 2 * time.Millisecond},
+		far:     span{5 * time.Millisecond, time.Duration(10+r.IntN(250)) * time.Millisecond},
+		jitter:  r.Float64(),
 		connect: span{50 * time.Millisecond, time.Duration(100+r.IntN(3000)) * time.Millisecond},
 		report:  span{0, time.Duration(20+r.IntN(1000)) * time.Millisecond},
 		close:   span{0, time.Duration(20+r.IntN(1500)) * time.Millisecond},
@@ -218,8 +218,8 @@ func (w *world) dump() string {
 		fmt.Fprintf(&b, "%s of %s: up %v, sidecar %v\n", n.id, n.cluster, n.up, n.sidecar != nil)
 		for i, at := range n.server.spots {
 			p := n.sidecar
-			line := fmt.Sprintf("    %s: published %d, relayed %d, left %d, wants %v, plays %v, readers %d",
-				w.names[i], at.published, at.relayed, at.left, at.wants, at.playing, len(at.sessions))
+			line := fmt.Sprintf("    %s: published %d, relayed %d, left %d, wants %v, plays %v, waits %v, readers %d",
+				w.names[i], at.published, at.relayed, at.left, at.wants, at.playing, at.asked, len(at.sessions))
 			if p == nil {
 				fmt.Fprintln(&b, line)
 				continue

@@ -2,10 +2,8 @@ package main
 
 import (
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 )
 
@@ -105,6 +103,7 @@ const (
 type heartbeat struct {
 	sequence, clock uint64
 	period, wanted  time.Duration
+	ready, draining bool
 	probe           bool
 	echo            uint64
 	echoAge         time.Duration
@@ -303,6 +302,7 @@ func (l *link) beat(probe bool) {
 	period := min(l.wanted, l.theirs)
 	f := &frame{kind: kindHeartbeat, beat: heartbeat{
 		sequence: l.sequence, clock: l.own.catalogue.Clock(), period: period, wanted: l.wanted, probe: l.probeNow,
+		ready: true, draining: l.own.draining,
 	}}
 	if l.echo != 0 {
 		f.beat.echo, f.beat.echoAge = l.echo, w.now-l.echoAt
@@ -329,6 +329,7 @@ func (l *link) hearBeat(b *heartbeat) {
 	if err := l.own.catalogue.Observe(b.clock); err != nil {
 		w.watch.fail(w.now, "%s: clock of %s: %v", l.own.self.ID, l.node.ID, err)
 	}
+	l.own.conditions(l, catalogue.Condition{Ready: b.ready, Draining: b.draining})
 	l.promised = b.period
 	answer := b.probe
 	if b.wanted != l.theirs {
@@ -381,45 +382,7 @@ func (l *link) hearHolds(f *frame) {
 	l.own.w.watch.connected(l.own)
 }
 
-// difference calls each for the streams in which two announcements differ.
-func difference(from, to *announcement, each func(id adapters.StreamID)) {
-	var old []catalogue.Hold
-	if from != nil {
-		old = from.holds
-	}
-	var next []catalogue.Hold
-	if to != nil {
-		next = to.holds
-	}
-	for len(old) > 0 || len(next) > 0 {
-		switch {
-		case len(next) == 0:
-			each(old[0].Stream)
-			old = old[1:]
-		case len(old) == 0:
-			each(next[0].Stream)
-			next = next[1:]
-		default:
-			switch c := strings.Compare(string(old[0].Stream), string(next[0].Stream)); {
-			case c < 0:
-				each(old[0].Stream)
-				old = old[1:]
-			case c > 0:
-				each(next[0].Stream)
-				next = next[1:]
-			default:
-				if !equalHolds(&old[0], &next[0]) {
-					each(next[0].Stream)
-				}
-				old, next = old[1:], next[1:]
-			}
-		}
-	}
-}
-
-func sameHold(a, b catalogue.Hold) bool { return equalHolds(&a, &b) }
-
-func equalHolds(a, b *catalogue.Hold) bool {
-	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Delay == b.Delay &&
-		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
+func sameHold(a, b catalogue.Hold) bool {
+	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Oldest == b.Oldest &&
+		a.Delay == b.Delay && slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
 }

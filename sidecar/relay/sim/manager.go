@@ -88,6 +88,7 @@ type run struct {
 	path        []NodeID
 	delay       time.Duration
 	priority    int32
+	oldest      bool
 	tracks      []adapters.Track
 	granted     bool
 	session     *session // at the parent's server; nil before it was opened
@@ -108,7 +109,7 @@ type (
 	claimAnswer relay.Claim
 	grant       struct {
 		path    []NodeID
-		epoch   uint64
+		of      catalogue.Publication
 		refused error
 	}
 )
@@ -122,15 +123,6 @@ func (p *sidecar) streams() []int { return slices.Sorted(maps.Keys(p.entries)) }
 // touch lets the manager look at a stream again.
 func (p *sidecar) touch(stream int) {
 	p.touched[stream] = struct{}{}
-	p.wake()
-}
-
-func (p *sidecar) touchName(id adapters.StreamID) { p.touch(p.w.index(id)) }
-
-// touchAll lets it look at all streams: who is alive has changed.
-func (p *sidecar) touchAll() {
-	p.all = true
-	p.announce()
 	p.wake()
 }
 
@@ -233,7 +225,7 @@ func (p *sidecar) grant(child NodeID, stream int) (grant, error) {
 	if err != nil {
 		return grant{}, err
 	}
-	return grant{path: own.Path, epoch: own.Epoch}, nil
+	return grant{path: own.Path, of: own.Publication()}, nil
 }
 
 func (p *sidecar) entry(stream int) *entry {
@@ -251,10 +243,11 @@ func (p *sidecar) entry(stream int) *entry {
 // reconcile plans for the streams that something has changed for, and applies the plan.
 func (p *sidecar) reconcile() {
 	p.believeDoubts()
-	streams := p.work()
-	p.follow(streams)
-	p.publish()
 	state, _ := p.catalogue.Snapshot()
+	streams := p.work(state)
+	p.follow(state, streams)
+	p.publish()
+	state, _ = p.catalogue.Snapshot()
 	now := p.local(p.w.now)
 	p.claims.Observe(now, state)
 	p.raise(state, streams)
@@ -292,6 +285,7 @@ func (p *sidecar) reconcile() {
 			if r := e.run; r != nil {
 				in.Relays[id] = planner.Relay{
 					Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(),
+					Since: p.local(r.since),
 				}
 			}
 		}
@@ -312,13 +306,15 @@ func (p *sidecar) reconcile() {
 		p.lookAgain(e, e.retryAt)
 	}
 	p.publish()
-	p.relateAll(streams)
 }
 
 // work is what is to be looked at, in the order of streams.
-func (p *sidecar) work() []int {
-	var streams []int
-	if p.all {
+func (p *sidecar) work(state *catalogue.State) []int {
+	changed, ok := state.Changed(p.planned)
+	for _, id := range changed {
+		p.touched[p.w.index(id)] = struct{}{}
+	}
+	if !ok {
 		for i := range p.server {
 			p.touched[i] = struct{}{}
 		}
@@ -326,9 +322,9 @@ func (p *sidecar) work() []int {
 			p.touched[i] = struct{}{}
 		}
 	}
-	streams = slices.Sorted(maps.Keys(p.touched))
+	p.planned = state
+	streams := slices.Sorted(maps.Keys(p.touched))
 	clear(p.touched)
-	p.all = false
 	return streams
 }
 
@@ -374,8 +370,7 @@ func (p *sidecar) occupied(stream int) bool {
 }
 
 // follow lets the holds of live relays follow their parents' paths.
-func (p *sidecar) follow(streams []int) {
-	state, _ := p.catalogue.Snapshot()
+func (p *sidecar) follow(state *catalogue.State, streams []int) {
 	for _, i := range streams {
 		e := p.entries[i]
 		if e == nil || !e.run.live() {
@@ -390,7 +385,7 @@ func (p *sidecar) follow(streams []int) {
 			r.path = append(slices.Clip(h.Path), p.self.ID)
 			r.delay = p.delay(h)
 		}
-		r.tracks, r.priority = h.Tracks, h.Priority
+		r.tracks, r.priority, r.oldest = h.Tracks, h.Priority, h.Oldest
 	}
 }
 
@@ -406,7 +401,7 @@ func (p *sidecar) publish() {
 		if r := e.run; r.live() {
 			holds = append(holds, catalogue.Hold{
 				Stream: p.w.names[i], Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay, Priority: r.priority,
-				Tracks: r.tracks,
+				Oldest: r.oldest, Tracks: r.tracks,
 			})
 		}
 	}
@@ -567,7 +562,7 @@ func (p *sidecar) begin(e *entry) {
 	d := e.decision
 	r := &run{
 		s: p, e: e, stream: e.stream, parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(),
-		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, priority: d.Hold.Priority, since: p.w.now, liveAt: -1, deadSince: -1,
+		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, priority: d.Hold.Priority, oldest: d.Hold.Oldest, since: p.w.now, liveAt: -1, deadSince: -1,
 	}
 	e.run = r
 	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, d.Why)
@@ -588,10 +583,10 @@ func (p *sidecar) begin(e *entry) {
 func (r *run) accept(g grant) error {
 	switch {
 	case len(g.path) == 0 || g.path[len(g.path)-1] != r.parent, slices.Contains(g.path, r.s.self.ID),
-		len(g.path) >= catalogue.MaxPath, r.publication.Beats(catalogue.Publication{Epoch: g.epoch, Origin: g.path[0]}):
+		len(g.path) >= catalogue.MaxPath, r.publication.Beats(g.of):
 		return errGrant
 	}
-	return r.s.catalogue.Observe(g.epoch)
+	return r.s.catalogue.Observe(g.of.Epoch)
 }
 
 // open plays the stream from the parent's server.
@@ -602,7 +597,7 @@ func (r *run) open(g grant) {
 	}
 	p, w := r.s, r.s.w
 	r.granted = true
-	r.publication = catalogue.Publication{Epoch: g.epoch, Origin: g.path[0]}
+	r.publication, r.priority, r.oldest = g.of, g.of.Priority, g.of.Oldest
 	r.path = append(slices.Clip(g.path), p.self.ID)
 	p.catalogue.Carry(w.names[r.stream])
 	p.changed()
@@ -836,33 +831,17 @@ func (p *sidecar) drain() {
 }
 
 // relateAll tells the mesh on which nodes media depends here.
-func (p *sidecar) relateAll(streams []int) {
+func (p *sidecar) relateAll() {
 	state, _ := p.catalogue.Snapshot()
-	var renew []NodeID
-	for _, i := range streams {
-		id := p.w.names[i]
-		var now []NodeID
-		if own, ok := state.Own(id); ok {
-			now = state.Children(id, p.self.ID)
-			if parent := own.Parent(); parent != "" && !slices.Contains(now, parent) {
-				now = append(now, parent)
-			}
-		}
-		before := p.relatedBy[i]
-		if slices.Equal(before, now) {
-			continue
-		}
-		p.relatedBy[i] = now
-		for _, id := range now {
-			p.related[id]++
-		}
-		for _, id := range before {
-			p.related[id]--
-		}
-		renew = append(append(renew, now...), before...)
+	before, now := p.related, state.Related()
+	if slices.Equal(before, now) {
+		return
 	}
-	for _, id := range renew {
-		p.renewPeriod(id)
+	p.related = now
+	for _, ids := range [][]NodeID{before, now} {
+		for _, id := range ids {
+			p.renewPeriod(id)
+		}
 	}
 }
 

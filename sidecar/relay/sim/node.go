@@ -84,4 +84,3 @@ func (n *node) vanish() {
 	n.up = false
 	n.server.stop()
 }
-

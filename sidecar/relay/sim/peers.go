@@ -10,12 +10,12 @@ import (
 
 // peer is a node that is alive, as far as a sidecar can tell: the package mesh says how links are chosen and parted with.
 type peer struct {
-	node     catalogue.Node
-	links    []*link
-	primary  *link
-	believed *announcement // nil before the first
-	deadline time.Duration
-	told     time.Duration // -1: never
+	node      catalogue.Node
+	condition catalogue.Condition
+	links     []*link
+	primary   *link
+	deadline  time.Duration
+	told      time.Duration // -1: never
 }
 
 // target is a node that is dialled whenever it is not connected.
@@ -145,6 +145,17 @@ func (p *sidecar) dial(t *target) {
 	})
 }
 
+// conditions takes what a peer says of itself.
+func (p *sidecar) conditions(l *link, c catalogue.Condition) {
+	q := p.peer(l.node.ID)
+	if q == nil || q.primary != l || q.condition == c {
+		return
+	}
+	q.condition = c
+	p.catalogue.SetCondition(l.node.ID, c)
+	p.changed()
+}
+
 func (p *sidecar) observe(clock uint64) {
 	if err := p.catalogue.Observe(clock); err != nil {
 		p.w.watch.fail(p.w.now, "%s: observe clock: %v", p.self.ID, err)
@@ -178,7 +189,7 @@ func (p *sidecar) keep(l *link) bool {
 			}
 		}
 	} else {
-		p.peers = slices.Insert(p.peers, i, &peer{node: l.node, told: -1})
+		p.peers = slices.Insert(p.peers, i, &peer{node: l.node, condition: catalogue.Condition{Ready: true}, told: -1})
 	}
 	q := p.peers[i]
 	if l.node.Incarnation > q.node.Incarnation {
@@ -287,7 +298,7 @@ func (p *sidecar) forget(q *peer, tell bool) {
 	p.w.mark("%s: %s is gone", p.self.ID, q.node.ID)
 	p.w.watch.forgot(p, q.node.ID)
 	p.catalogue.Forget(q.node.ID)
-	p.touchAll()
+	p.changed()
 	p.revisit(q)
 	if !tell || q.told >= 0 && p.w.now-q.told < toldFor {
 		return
@@ -349,7 +360,7 @@ func (p *sidecar) renewPeriod(id NodeID) {
 }
 
 func (p *sidecar) period(id NodeID) time.Duration {
-	if p.related[id] > 0 || p.w.now < p.relatedUntil[id] {
+	if _, ok := slices.BinarySearch(p.related, id); ok || p.w.now < p.relatedUntil[id] {
 		return relatedPeriod
 	}
 	return distantPeriod
@@ -361,18 +372,10 @@ func (p *sidecar) believe(l *link) {
 	if q == nil || q.primary != l {
 		return
 	}
-	before := q.believed
-	q.believed = l.received
 	if err := p.catalogue.SetPeer(l.node, l.received.holds); err != nil {
 		p.w.watch.fail(p.w.now, "%s: holds of %s: %v", p.self.ID, l.node.ID, err)
 	}
-	if before == nil {
-		p.touchAll() // another member of its cluster
-	}
-	difference(before, l.received, p.touchName)
-	if slices.ContainsFunc(l.received.holds, func(h catalogue.Hold) bool { return h.Origin() == p.self.ID }) {
-		p.changed() // it may have told the epoch of a publication here
-	}
+	p.changed()
 }
 
 // announce keeps the announcements up to date with the own holds.
@@ -395,8 +398,9 @@ func (p *sidecar) refresh() {
 		fresh[cluster] = true
 		before := p.announcements[cluster]
 		holds := p.catalogue.Announcement(cluster)
-		if before == nil || !slices.EqualFunc(before.holds, holds, sameHold) {
+		if before == nil || !same(before.holds, holds) && !slices.EqualFunc(before.holds, holds, sameHold) {
 			p.announced++
+			p.w.mark("%s tells %s of %d holds", p.self.ID, cluster, len(holds))
 			p.announcements[cluster] = &announcement{sequence: p.announced, holds: holds}
 		}
 	}
@@ -406,3 +410,6 @@ func (p *sidecar) refresh() {
 		}
 	}
 }
+
+// same says whether two slices are one.
+func same(a, b []catalogue.Hold) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }

@@ -179,11 +179,19 @@ func (s *server) restart() {
 	s.changed()
 }
 
-// publish lets somebody publish here.
+// publish lets somebody publish here, who pushes out what a relay publishes.
 func (s *spot) publish() {
 	w := s.server.node.w
 	w.mark("%s: %s is published", s.server.node.id, w.names[s.stream])
-	s.turn(func() { s.published = w.newSession() })
+	r := s.relay
+	s.turn(func() { s.published, s.relayed, s.left, s.relay = w.newSession(), 0, 0, nil })
+	if r != nil {
+		w.after(w.draw(span{0, 500 * time.Millisecond}), func() {
+			if r.s.alive {
+				r.end(errServer)
+			}
+		})
+	}
 }
 
 func (s *spot) unpublish() {

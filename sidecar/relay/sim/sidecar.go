@@ -31,21 +31,22 @@ type sidecar struct {
 	announced     uint64
 	announcements map[string]*announcement // by cluster
 	announcing    alarm
-	related       map[NodeID]int // by how many streams
-	relatedBy     map[int][]NodeID
+	related       []NodeID
+	relating      alarm
+	draining      bool
 	relatedUntil  map[NodeID]time.Duration
 
 	// The manager's.
-	entries map[int]*entry
-	server  map[int]adapters.Stream
-	doubts  map[adapters.StreamID]time.Duration
-	left    []adapters.StreamID
-	carried []catalogue.Hold // as the catalogue was told last
-	spare   []catalogue.Hold
-	ended   bool
-	touched map[int]struct{}
-	all     bool
-	plan    alarm
+	entries   map[int]*entry
+	server    map[int]adapters.Stream
+	doubts    map[adapters.StreamID]time.Duration
+	left      []adapters.StreamID
+	carried   []catalogue.Hold // as the catalogue was told last
+	spare     []catalogue.Hold
+	ended     bool
+	touched   map[int]struct{}
+	planned   *catalogue.State
+	plan      alarm
 	believing alarm
 
 	persist   alarm
@@ -57,7 +58,7 @@ func newSidecar(n *node) *sidecar {
 		w: n.w, node: n, alive: true,
 		self:          catalogue.Node{ID: n.id, Incarnation: n.incarnation, Cluster: n.cluster},
 		claims:        relay.NewClaims(),
-		announcements: map[string]*announcement{}, related: map[NodeID]int{}, relatedBy: map[int][]NodeID{}, relatedUntil: map[NodeID]time.Duration{},
+		announcements: map[string]*announcement{}, relatedUntil: map[NodeID]time.Duration{},
 		entries: map[int]*entry{}, server: map[int]adapters.Stream{}, doubts: map[adapters.StreamID]time.Duration{},
 		touched: map[int]struct{}{},
 	}
@@ -109,10 +110,15 @@ func (p *sidecar) served(streams []adapters.Stream) {
 	p.changed()
 }
 
-// changed lets the manager look, the own holds be announced and the record be written, where they differ.
+// changed lets all look who follow the catalogue: the manager, the mesh and the disk.
 func (p *sidecar) changed() {
 	p.announce()
 	p.wake()
+	p.relating.ring(&p.w.queue, p.w.now+p.w.draw(p.w.think), func() {
+		if p.alive {
+			p.relateAll()
+		}
+	})
 	p.persist.ring(&p.w.queue, max(p.w.now+5*time.Millisecond, p.persisted+writePause), func() {
 		if p.alive {
 			p.remember()
