@@ -24,6 +24,8 @@ type Claim struct {
 type Claims struct {
 	mu     sync.Mutex
 	leases map[adapters.StreamID]*lease
+	seen   *catalogue.State // by the last Observe
+	swept  time.Time
 }
 
 type lease struct {
@@ -42,19 +44,23 @@ func (l *lease) stands(now time.Time) bool { return l.holds || now.Before(l.unti
 func NewClaims() *Claims { return &Claims{leases: map[adapters.StreamID]*lease{}} }
 
 // Claim answers a node of the own cluster. A grant stands for five seconds and as long as the grantee's hold is seen,
-// and is not lengthened by asking again: where a grantee does not come to hold the stream, another that asks is next.
+// and is not lengthened by asking again: where a grantee does not come to hold the stream, another that asks is next. A node
+// that drains or is not ready gets nothing that another has, and keeps nothing that another asks for.
+//
+// There is one lease for a stream, whichever publication of it is pulled. The epoch that is asked for tells only which of two
+// nodes has later news: who asks for one that the owner knows to be beaten is about to learn of the winner, and is answered
+// as if it had asked for that.
 func (c *Claims) Claim(
 	now time.Time, s *catalogue.State, from catalogue.NodeID, stream adapters.StreamID, epoch uint64,
 ) Claim {
 	if !s.Near(from) || stream.Validate() != nil {
 		return Claim{}
 	}
-	if best, ok := s.Winner(stream); ok {
-		epoch = max(epoch, best.Epoch) // who asks for less is about to learn it
-		if best.Epoch == epoch {
-			if senior := planner.Senior(s, stream, s.Holders(stream)); senior != "" {
-				return answer(from, senior)
-			}
+	row := s.Row(stream)
+	if best, ok := row.Winner(); ok && !news(row, epoch) {
+		epoch = best.Epoch
+		if senior := planner.Senior(s, stream, row.Holders()); senior != "" && (s.Fit(senior) || !s.Fit(from)) {
+			return answer(from, senior)
 		}
 	}
 
@@ -71,19 +77,32 @@ func (c *Claims) Claim(
 		l = &lease{}
 		c.leases[stream] = l
 	}
-	if l.stands(now) && l.epoch >= epoch && s.Near(l.holder) {
+	keeps := s.Near(l.holder) && (s.Fit(l.holder) || !s.Fit(from))
+	if keeps && l.stands(now) && (l.epoch == epoch || l.epoch > epoch && news(row, l.epoch)) {
 		if l.holder != from {
 			l.next, l.asked = from, now
 		}
 		return answer(from, l.holder)
 	}
 	holder := from
-	waits := l.next != "" && now.Sub(l.asked) < leaseTime && s.Near(l.next)
-	if waits && l.holder == from && !l.held && l.epoch >= epoch {
+	waits := l.next != "" && now.Sub(l.asked) < leaseTime && s.Near(l.next) && (s.Fit(l.next) || !s.Fit(from))
+	if waits && l.holder == from && !l.held && l.epoch == epoch {
 		holder = l.next // from had its chance
 	}
 	*l = lease{epoch: epoch, holder: holder, until: now.Add(leaseTime)}
+	l.observe(now, row)
 	return answer(from, holder)
+}
+
+// news says whether an epoch is of a publication that this node has not heard of yet: the epochs of those that it has are
+// known to be beaten or not.
+func news(row *catalogue.Row, epoch uint64) bool {
+	for _, h := range row.Holds() {
+		if h.Epoch >= epoch {
+			return false
+		}
+	}
+	return true
 }
 
 func answer(from, holder catalogue.NodeID) Claim {
@@ -93,20 +112,40 @@ func answer(from, holder catalogue.NodeID) Claim {
 	return Claim{Holder: holder}
 }
 
-// Observe renews the leases of those who are seen to hold what they were granted, and lets them run out from the moment
-// that they do not. It is called when the catalogue has changed.
+// Observe renews the leases of those who are seen to hold the stream's winning publication, and lets them run out from the
+// moment that they do not. It is called when the catalogue has changed.
 func (c *Claims) Observe(now time.Time, s *catalogue.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for stream, l := range c.leases {
-		h, ok := s.Hold(l.holder, stream)
-		holds := ok && h.Epoch >= l.epoch
-		if holds || l.holds {
-			l.until, l.held = now.Add(leaseTime), true
+	changed, ok := s.Changed(c.seen)
+	c.seen = s
+	if ok && len(changed) < len(c.leases) {
+		for _, stream := range changed {
+			if l := c.leases[stream]; l != nil {
+				l.observe(now, s.Row(stream))
+			}
 		}
-		l.holds = holds
+	} else {
+		for stream, l := range c.leases {
+			l.observe(now, s.Row(stream))
+		}
 	}
-	c.sweep(now)
+	if now.Sub(c.swept) >= leaseTime {
+		c.sweep(now)
+	}
+}
+
+func (l *lease) observe(now time.Time, row *catalogue.Row) {
+	h, holds := row.Hold(l.holder)
+	best, _ := row.Winner()
+	holds = holds && h.Publication() == best
+	if holds {
+		l.epoch = h.Epoch
+	}
+	if holds || l.holds {
+		l.until, l.held = now.Add(leaseTime), true
+	}
+	l.holds = holds
 }
 
 // sweep drops leases that ended so long ago that nobody is next after them.
@@ -116,4 +155,5 @@ func (c *Claims) sweep(now time.Time) {
 			delete(c.leases, stream)
 		}
 	}
+	c.swept = now
 }
