@@ -73,11 +73,12 @@ func playHistory(seed uint64, verbose bool) (*world, error) {
 	}
 }
 
-// doubtful says whether a sidecar still waits to see whether what its server has is a publisher's.
+// doubtful says whether a server has not noticed that somebody is gone, or a sidecar waits to see whether what its server has
+// is a publisher's.
 func (w *world) doubtful() bool {
 	return slices.ContainsFunc(w.nodes, func(n *node) bool {
-		if slices.ContainsFunc(n.server.spots, func(s *spot) bool { return s.left != 0 }) {
-			return true // the server will notice
+		if slices.ContainsFunc(n.server.spots, (*spot).unaware) {
+			return true
 		}
 		return n.sidecar != nil && slices.ContainsFunc(n.sidecar.catalogue.Doubts(), func(id adapters.StreamID) bool {
 			since, ok := n.sidecar.doubts[id]

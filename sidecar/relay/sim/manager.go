@@ -52,6 +52,7 @@ type entry struct {
 	failures   map[NodeID]*failure
 	retry      pauses
 	failed     int
+	refused    bool // by the own server, since a relay was live
 	retryAt    time.Duration
 	due        alarm
 }
@@ -362,11 +363,11 @@ func (p *sidecar) believeDoubts() {
 	}
 }
 
-func (p *sidecar) occupied(stream int) bool {
-	id := p.w.names[stream]
-	_, reported := p.server[stream]
+func (p *sidecar) occupied(e *entry) bool {
+	id := p.w.names[e.stream]
+	_, reported := p.server[e.stream]
 	_, doubt := p.doubts[id]
-	return reported && doubt && slices.Contains(p.left, id)
+	return reported && doubt && (e.refused || slices.Contains(p.left, id))
 }
 
 // follow lets the holds of live relays follow their parents' paths.
@@ -483,7 +484,7 @@ func (p *sidecar) apply(e *entry) {
 		case r != nil && r.parent == d.Parent && r.publication == d.Hold.Publication():
 		case r != nil && r.stopping == "":
 			p.stop(e, "moved")
-		case r != nil || p.w.now < e.retryAt || p.occupied(e.stream):
+		case r != nil || p.w.now < e.retryAt || p.occupied(e):
 		case p.running() >= maxRelays:
 			settled = true
 		default:
@@ -663,7 +664,7 @@ func (r *run) publish() {
 		if r.over || r.stopping != "" || !p.alive {
 			return
 		}
-		r.liveAt = w.now
+		r.liveAt, r.e.refused = w.now, false
 		w.mark("%s: %s from %s is live by %v", p.self.ID, w.names[r.stream], r.parent, r.path)
 		p.catalogue.Located(w.names[r.stream], r.location)
 		p.publish()
@@ -806,6 +807,7 @@ func (p *sidecar) finished(r *run, why error) {
 	}
 	e.failed++
 	if errors.Is(why, errServer) {
+		e.refused = true
 		e.retryAt = w.now + max(e.retry.pause(w), serverTime)
 		return
 	}

@@ -42,6 +42,8 @@ type session struct {
 	open   bool // at the server
 }
 
+func (s *spot) name() adapters.StreamID { return s.server.node.w.names[s.stream] }
+
 // source is what the server hands on.
 func (s *spot) source() int {
 	switch {
@@ -66,6 +68,12 @@ func (s *spot) flows() bool {
 		s = up
 	}
 	return false
+}
+
+// unaware says whether the server will yet notice that somebody is gone.
+func (s *spot) unaware() bool {
+	return s.left != 0 || s.leaving && s.playing ||
+		slices.ContainsFunc(s.sessions, func(c *session) bool { return c.child == nil })
 }
 
 // above is the server that what is here comes from, nil where nothing comes from anywhere.
@@ -100,7 +108,7 @@ func (s *spot) turn(change func()) {
 		}
 		s.sessions = s.sessions[:0]
 	}
-	w.mark("%s: the server hands on %d of %s", s.server.node.id, s.source(), w.names[s.stream])
+	w.mark("%s: the server hands on %d of %s", s.server.node.id, s.source(), s.name())
 	w.watch.turned(w, s)
 	s.server.changed()
 }
@@ -182,7 +190,7 @@ func (s *server) restart() {
 // publish lets somebody publish here, who pushes out what a relay publishes.
 func (s *spot) publish() {
 	w := s.server.node.w
-	w.mark("%s: %s is published", s.server.node.id, w.names[s.stream])
+	w.mark("%s: %s is published", s.server.node.id, s.name())
 	r := s.relay
 	s.turn(func() { s.published, s.relayed, s.left, s.relay = w.newSession(), 0, 0, nil })
 	if r != nil {
@@ -199,7 +207,7 @@ func (s *spot) unpublish() {
 		return
 	}
 	w := s.server.node.w
-	w.mark("%s: %s is published no more", s.server.node.id, w.names[s.stream])
+	w.mark("%s: %s is published no more", s.server.node.id, s.name())
 	s.turn(func() { s.published = 0 })
 }
 
@@ -208,7 +216,7 @@ func (s *spot) want() {
 	if s.wants {
 		return
 	}
-	s.server.node.w.mark("%s: somebody would watch %s", s.server.node.id, s.server.node.w.names[s.stream])
+	s.server.node.w.mark("%s: somebody would watch %s", s.server.node.id, s.name())
 	s.wants, s.leaving = true, false
 	s.play()
 }
@@ -219,7 +227,7 @@ func (s *spot) leave() {
 		return
 	}
 	w := s.server.node.w
-	w.mark("%s: nobody watches %s any more", s.server.node.id, w.names[s.stream])
+	w.mark("%s: nobody watches %s any more", s.server.node.id, s.name())
 	s.wants = false
 	if s.asked {
 		s.asked = false
@@ -237,6 +245,7 @@ func (s *spot) leave() {
 	s.leaving = true
 	w.after(d, func() {
 		if s.leaving {
+			w.mark("%s: the server notices that nobody watches %s", s.server.node.id, s.name())
 			s.leaving, s.playing = false, false
 			s.server.changed()
 		}
@@ -289,6 +298,7 @@ func (c *session) done() {
 		return
 	}
 	c.open = false
+	c.at.server.node.w.mark("%s: the server notices that a reader of %s is gone", c.at.server.node.id, c.at.name())
 	c.at.sessions = slices.DeleteFunc(c.at.sessions, func(o *session) bool { return o == c })
 	c.at.server.changed()
 }
