@@ -18,6 +18,7 @@ import (
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
+	"github.com/sidestream-dev/sidestream/e2e/bed"
 	"github.com/sidestream-dev/sidestream/e2e/player"
 )
 
@@ -25,6 +26,8 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	bed.OwnNetwork()
+	clusters.Tests = m
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "sidestream-e2e-")
 		if err != nil {
@@ -43,7 +46,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "build the program under test:", err)
 			return 1
 		}
-		return m.Run()
+		return clusters.Run()
 	}())
 }
 

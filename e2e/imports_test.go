@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
-	"sidecar/discovery":  {"golang.org/x/"},
+	"sidecar/discovery":  {"golang.org/x/", "github.com/prometheus/"},
 	"sidecar/catalogue":  {"adapters", "github.com/tidwall/"},
 	"sidecar/planner":    {"adapters", "sidecar/catalogue", "github.com/cespare/xxhash/"},
 	"sidecar/proto/...":  {"adapters", "google.golang.org/"},
@@ -36,9 +36,13 @@ var arrows = map[string][]string{
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
 
-	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/player", "github.com/"},
+	// The only one that knows Kubernetes.
+	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
+
+	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
+	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
 	"e2e/wan":         nil,

@@ -87,8 +87,13 @@ type siteStatus struct {
 		Holders []struct{ Cluster string }
 		Readers int
 	}
-	Relays []struct{ Stream, State string }
+	Relays    []relayStatus
+	Discovery []discoveryStatus
 }
+
+type relayStatus struct{ Stream, State, Parent string }
+
+type discoveryStatus struct{ Source, Error string }
 
 // until asks for the status until it is as wanted.
 func (s *site) until(ctx context.Context, t *testing.T, what string, ok func(siteStatus) bool) {

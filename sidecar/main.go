@@ -63,6 +63,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 			},
 		},
 		demoCommand(environ, stdout, stderr),
+		peersCommand(environ, stdout),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -26,6 +30,7 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
+	"github.com/sidestream-dev/sidestream/sidecar/discovery/endpointslice"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/planner"
@@ -64,6 +69,8 @@ type node struct {
 	relays   *relay.Manager
 	gateway  *gateway.Gateway
 	tokens   *gateway.Tokens
+
+	sources *discovery.Merged // from run on
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
@@ -186,10 +193,26 @@ func dialable(addr net.Addr, pod netip.Addr) string {
 func (n *node) openMesh() (err error) {
 	p := n.settings.Peer
 	n.security = mesh.Plaintext()
-	if p.Security == config.TLS {
-		if n.security, err = mesh.LoadSecurity(p.TLSDir, n.logger); err != nil {
-			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY=plaintext on a network that is safe by itself)", err)
+	self := mesh.SecurityOptions{Namespace: n.settings.Namespace, Cluster: n.settings.Cluster, Logger: n.logger}
+	switch p.Security {
+	case config.TLS:
+		if n.security, err = mesh.LoadSecurity(p.TLSDir, self); err != nil {
+			return fmt.Errorf("%w (set SIDESTREAM_PEER_TLS_DIR, or SIDESTREAM_PEER_SECURITY to shared-key, or to plaintext on a network "+
+				"that is safe by itself)", err)
 		}
+	case config.SharedKey:
+		if p.KeyFile != "" {
+			n.security, err = mesh.SharedKeyFile(p.KeyFile, self)
+		} else {
+			n.security, err = mesh.SharedKey(string(p.Key), self)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	fingerprint, err := clusterFingerprint(n.settings.ClusterCAFile)
+	if err != nil {
+		n.logger.Warn("the cluster's authority cannot be read; a cluster of the same name will not be noticed", "error", err)
 	}
 	n.tokens = gateway.NewTokens(nil)
 	n.peers = n.security.HTTPClient(n.around.dial)
@@ -206,9 +229,27 @@ func (n *node) openMesh() (err error) {
 	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
+		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
+	n.mesh.SetReady(false) // until the media server has answered
 	return nil
+}
+
+// clusterFingerprint tells clusters apart by their authority; nil where there is none.
+func clusterFingerprint(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(text)) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(bytes.TrimSpace(text))
+	return sum[:], nil
 }
 
 // newSession makes the session that pulls from a parent's gateway and publishes into the own server.
@@ -227,6 +268,9 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 // end their sessions.
 func (n *node) run(ctx context.Context) error {
 	defer n.close()
+	if err := n.openDiscovery(); err != nil { // not before: the demo's nodes learn each other's ports when all are open
+		return err
+	}
 	viewers, front := n.listeners.gateway, http.Handler(n.gateway)
 	if n.around.viewers != nil {
 		viewers = n.around.viewers(viewers)
@@ -243,7 +287,7 @@ func (n *node) run(ctx context.Context) error {
 		serveHTTP(viewers, front),
 		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
 		serveHTTP(n.listeners.admin, admin.New(admin.Options{
-			Ready: n.gateway.Ready, Status: func() any { return n.status() }, Metrics: n.registry,
+			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
@@ -294,10 +338,14 @@ func (n *node) sweep(ctx context.Context) {
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := n.adapter.Watch(ctx, n.report)
+		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
+			n.mesh.SetReady(true)
+			n.report(streams)
+		})
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		n.mesh.SetReady(false)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
 			// time after this sidecar has begun, is new.
@@ -400,22 +448,39 @@ func (s *superseded) follow(state *catalogue.State, logger *slog.Logger) int {
 	return len(now)
 }
 
-// discover tells the mesh where peers are.
-func (n *node) discover(ctx context.Context) error {
-	source, err := discovery.NewStatic(n.settings.Peer.Static, n.logger)
-	if err != nil {
-		return err
+// openDiscovery puts together the sources of peers that the settings name.
+func (n *node) openDiscovery() error {
+	p := n.settings.Peer
+	var sources []discovery.Named
+	if p.Service != "" {
+		sources = append(sources, discovery.Named{Name: "endpointslice", Source: endpointslice.New(endpointslice.Options{
+			Service: p.Service, Namespace: p.Namespace, PortName: p.PortName, Kubeconfig: p.Kubeconfig,
+			Logger: n.logger, Registerer: n.registry,
+		})})
 	}
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		err := source.Run(ctx, n.mesh.SetPeers)
-		if ctx.Err() != nil {
-			return struct{}{}, backoff.Permanent(ctx.Err())
+	if len(p.DNS) > 0 {
+		names, err := discovery.NewDNS(p.DNS, p.PortName, n.logger)
+		if err != nil {
+			return fmt.Errorf("find peers by DNS (SIDESTREAM_PEER_DNS): %w", err)
 		}
-		n.logger.Warn("peers cannot be discovered; asking again", "error", err)
-		return struct{}{}, errors.Join(err, errLost)
-	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
-	return err
+		sources = append(sources, discovery.Named{Name: "dns", Source: names})
+	}
+	if p.File != "" {
+		sources = append(sources, discovery.Named{Name: "file", Source: discovery.NewFile(p.File, n.logger)})
+	}
+	if len(p.Static) > 0 {
+		list, err := discovery.NewStatic(p.Static, n.logger)
+		if err != nil {
+			return fmt.Errorf("list peers (SIDESTREAM_PEER_STATIC): %w", err)
+		}
+		sources = append(sources, discovery.Named{Name: "static", Source: list})
+	}
+	n.sources = discovery.Merge(discovery.MergeOptions{Logger: n.logger, Registerer: n.registry}, sources...)
+	return nil
 }
+
+// discover tells the mesh where peers are.
+func (n *node) discover(ctx context.Context) error { return n.sources.Run(ctx, n.mesh.SetPeers) }
 
 // forward is how the gateway reaches another node's sessions.
 func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
@@ -435,6 +500,8 @@ type status struct {
 	Peers   []mesh.PeerStatus `json:"peers"`
 	Streams []streamStatus    `json:"streams"`
 	Relays  []relay.Status    `json:"relays"`
+
+	Discovery []discovery.Status `json:"discovery"`
 }
 
 // streamStatus is one name that anybody holds.
@@ -456,7 +523,8 @@ func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
 		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
-		Peers: append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
+		Discovery: n.sources.Status(),
+		Peers:     append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}
 	for _, id := range known.Streams() {
 		winner, ok := known.Winner(id)

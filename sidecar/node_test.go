@@ -16,6 +16,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
@@ -66,6 +67,7 @@ func TestWatchServer(t *testing.T) {
 				n := &node{
 					logger: slog.New(slog.DiscardHandler), adapter: &watched{answers: tt.answers}, known: known,
 					relays: relay.NewManager(relay.ManagerOptions{Catalogue: known}),
+					mesh:   mesh.New(mesh.Options{Catalogue: known, Security: mesh.Plaintext()}),
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error)

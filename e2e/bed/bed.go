@@ -101,18 +101,15 @@ type Bed struct {
 	roads   []*road
 }
 
-// Cluster returns a cluster by its name; nil where there is none.
+// Cluster returns a cluster by its name. It panics where there is none.
 func (b *Bed) Cluster(name string) *Cluster {
 	for _, c := range b.Clusters {
 		if c.Name == name {
 			return c
 		}
 	}
-	return nil
+	panic(fmt.Sprintf("bed: there is no cluster %q", name))
 }
-
-// taken are the ports of all beds of this process.
-var taken ports
 
 // Run starts the clusters, calls use when they can be used, and returns when use has and all processes are gone. The
 // context that use gets ends when something of the bed breaks. Tests call [New], or have a [Shared].
@@ -121,6 +118,8 @@ func Run(ctx context.Context, config Config, use func(context.Context, *Bed) err
 		return fmt.Errorf("configure bed: %w", err)
 	}
 	b := &Bed{network: wan.NewNetwork(), links: make(map[[2]string]wan.Link)}
+	var taken ports
+	defer taken.release()
 	defer func() {
 		for _, r := range b.roads {
 			_ = r.listener.Close()
@@ -193,7 +192,7 @@ func (b *Bed) up(ctx context.Context, config Config) error {
 	if err := each((*Cluster).upMesh); err != nil {
 		return err
 	}
-	if err := each(func(c *Cluster, ctx context.Context) error { return c.processes[MeshSync].Start(ctx) }); err != nil {
+	if err := each(func(c *Cluster, ctx context.Context) error { return c.Start(ctx, MeshSync) }); err != nil {
 		return err
 	}
 	if err := b.synced(ctx); err != nil {

@@ -29,8 +29,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 )
 
 // syncTimeout is shorter than Cilium's, for the tests' sake.
@@ -39,6 +37,7 @@ const syncTimeout = 10 * time.Second
 var shared = Shared{Config: Config{Clusters: []string{"east", "west"}, SyncTimeout: syncTimeout}}
 
 func TestMain(m *testing.M) {
+	OwnNetwork()
 	shared.Tests = m
 	goleak.VerifyTestMain(&shared)
 }
@@ -169,32 +168,6 @@ func TestRestart(t *testing.T) {
 	}
 	if err := c.AddNamespace(ctx, namespace+"-2", nil); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestCredentials(t *testing.T) {
-	c := shared.Bed(t).Cluster("east")
-	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.CoreV1().Nodes().Get(t.Context(), "east-node", metav1.GetOptions{}); err != nil {
-		t.Errorf("by the kubeconfig: %v", err)
-	}
-	if config, err = c.ConfigFor("nobody", "nogroup"); err != nil {
-		t.Fatal(err)
-	}
-	nobody, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = nobody.CoreV1().Nodes().Get(t.Context(), "east-node", metav1.GetOptions{})
-	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `"nobody"`) {
-		t.Errorf("a user without rights hears %v", err)
 	}
 }
 
@@ -358,7 +331,7 @@ func TestProcessEndsWithAKilledTest(t *testing.T) {
 		return
 	}
 	victim := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	victim.Env = append(os.Environ(), "BED_VICTIM=1")
+	victim.Env = append(os.Environ(), "BED_VICTIM=1", "TMPDIR="+t.TempDir()) // it cannot tidy up
 	out, err := victim.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -398,10 +371,12 @@ func gone(pid int) bool {
 }
 
 func TestPorts(t *testing.T) {
-	var p ports
+	var p, other ports
+	defer p.release()
+	defer other.release()
 	seen := make(map[string]bool)
-	for range 50 {
-		address, err := p.take()
+	for i := range 50 {
+		address, err := []*ports{&p, &other}[i%2].take()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -409,6 +384,12 @@ func TestPorts(t *testing.T) {
 			t.Errorf("%s was given twice", address)
 		}
 		seen[address] = true
+	}
+	for address := range seen {
+		if hold, err := net.ListenPacket("udp", address); err == nil {
+			t.Errorf("nobody can tell that %s is taken", address)
+			_ = hold.Close()
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,8 +19,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 )
 
 // The names of a cluster's processes, for [Cluster.Process]. The last three run where clusters are joined.
@@ -63,22 +62,53 @@ func (c *Cluster) Config() *rest.Config { return c.config }
 // Client is an administrator's.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// Kubeconfig is the name of an administrator's kubeconfig file.
-func (c *Cluster) Kubeconfig() string { return filepath.Join(c.dir, "kubeconfig") }
-
-// ConfigFor is a configuration of any user and groups: nobody knows them until RBAC does.
-func (c *Cluster) ConfigFor(user string, groups ...string) (*rest.Config, error) {
-	p, err := c.authority.user(user, groups...)
-	if err != nil {
-		return nil, err
+// Process is one of the cluster's processes by name. It panics where the cluster has none of that name, as one that is not
+// joined has none of the mesh's.
+func (c *Cluster) Process(name string) *Process {
+	p, ok := c.processes[name]
+	if !ok {
+		panic(fmt.Sprintf("bed: cluster %s has no process %q", c.Name, name))
 	}
-	config := rest.AnonymousClientConfig(c.config)
-	config.CertData, config.KeyData = p.certificate, p.key
-	return config, nil
+	return p
 }
 
-// Process is one of the cluster's processes by name; nil where the cluster has none of that name.
-func (c *Cluster) Process(name string) *Process { return c.processes[name] }
+// inOrder are those of a cluster's processes that have the names, all where there are none, in the order of a start.
+func (c *Cluster) inOrder(names []string) (processes []*Process) {
+	for _, name := range names {
+		c.Process(name) // must be there
+	}
+	for _, name := range []string{Etcd, APIServer, ControllerManager, MeshEtcd, MeshAPIServer, MeshSync} {
+		if p, ok := c.processes[name]; ok && (len(names) == 0 || slices.Contains(names, name)) {
+			processes = append(processes, p)
+		}
+	}
+	return processes
+}
+
+// Stop kills the processes of these names, or all, as the death of their machine would, and returns when they have gone:
+// Stop(ctx, bed.APIServer) takes away the API server alone, Stop(ctx) the whole cluster. They stay down until [Cluster.Start].
+// What depends on them runs on, and has its own idea of how long to wait before it tries again.
+func (c *Cluster) Stop(ctx context.Context, names ...string) error {
+	processes := c.inOrder(names)
+	slices.Reverse(processes)
+	for _, p := range processes {
+		if err := p.Stop(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start starts the processes of these names, or all, and returns when they work; those that run stay. State is what it was.
+// Controllers and the sync may take up to half a minute more to notice: they wait longer and longer between attempts.
+func (c *Cluster) Start(ctx context.Context, names ...string) error {
+	for _, p := range c.inOrder(names) {
+		if err := p.Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Memory is what the cluster's processes have resident, in bytes; 0 where the system does not tell.
 func (c *Cluster) Memory() int64 {
@@ -214,12 +244,7 @@ func (c *Cluster) credentials(server string) error {
 	if c.client, err = kubernetes.NewForConfig(c.config); err != nil {
 		return err
 	}
-	kubeconfig := api.NewConfig()
-	kubeconfig.Clusters[c.Name] = &api.Cluster{Server: server, CertificateAuthorityData: c.authority.pem}
-	kubeconfig.AuthInfos["admin"] = &api.AuthInfo{ClientCertificateData: admin.certificate, ClientKeyData: admin.key}
-	kubeconfig.Contexts[c.Name] = &api.Context{Cluster: c.Name, AuthInfo: "admin"}
-	kubeconfig.CurrentContext = c.Name
-	return clientcmd.WriteToFile(*kubeconfig, c.Kubeconfig())
+	return c.writeKubeconfig(c.Kubeconfig(), c.config, "")
 }
 
 func (c *Cluster) httpClient() *http.Client {
@@ -255,15 +280,13 @@ func answers(client *http.Client, url string) func(context.Context) error {
 
 // up starts the control plane, and returns when it works.
 func (c *Cluster) up(ctx context.Context) error {
-	for _, name := range []string{Etcd, APIServer} {
-		if err := c.processes[name].Start(ctx); err != nil {
-			return err
-		}
+	if err := c.Start(ctx, Etcd, APIServer); err != nil {
+		return err
 	}
 	if err := c.AddNode(ctx, c.node(), c.zone()); err != nil {
 		return err
 	}
-	if err := c.processes[ControllerManager].Start(ctx); err != nil {
+	if err := c.Start(ctx, ControllerManager); err != nil {
 		return err
 	}
 	return c.account(ctx, metav1.NamespaceDefault)
@@ -276,12 +299,7 @@ func (c *Cluster) upMesh(ctx context.Context) error {
 			return fmt.Errorf("add custom resource %s to %s: %w", name, c.Name, err)
 		}
 	}
-	for _, name := range []string{MeshEtcd, MeshAPIServer} {
-		if err := c.processes[name].Start(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.Start(ctx, MeshEtcd, MeshAPIServer)
 }
 
 // addResource adds a custom resource of Cilium's and waits until it is served.
@@ -324,6 +342,9 @@ func poll(ctx context.Context, try func() error) error {
 		}
 		select {
 		case <-ctx.Done():
+			if errors.Is(err, ctx.Err()) {
+				return err
+			}
 			return errors.Join(ctx.Err(), err)
 		case <-tick.C:
 		}

@@ -146,7 +146,7 @@ func (b *Bed) synced(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	for _, c := range b.Clusters {
-		errs = append(errs, c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}))
+		errs = append(errs, c.removeNamespace(ctx, name))
 	}
 	return errors.Join(errs...)
 }

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -35,8 +36,21 @@ func (c *Cluster) AddNamespace(ctx context.Context, name string, labels map[stri
 	return c.account(ctx, name)
 }
 
+// removeNamespace deletes a namespace with its pods, for whose end it would wait for ever without a kubelet.
+func (c *Cluster) removeNamespace(ctx context.Context, name string) error {
+	now := int64(0)
+	err := errors.Join( // in this order nobody makes new ones
+		c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}),
+		c.client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{}))
+	if err != nil {
+		return fmt.Errorf("remove namespace %s from %s: %w", name, c.Name, err)
+	}
+	return nil
+}
+
 // RunPod creates a pod, has it running and ready at an address, and returns it as admission left it. A pod without
-// containers gets one. The address may be real, such as 127.0.0.1, where something listens for the pod.
+// containers gets one. The address need not exist; [PodIPs] gives those at which something can listen for the pod. One
+// of loopback is refused in EndpointSlices, and nobody would learn of any pod of its Service.
 func (c *Cluster) RunPod(ctx context.Context, pod *corev1.Pod, ip netip.Addr) (*corev1.Pod, error) {
 	pod = pod.DeepCopy()
 	if pod.Spec.NodeName == "" {
@@ -53,7 +67,8 @@ func (c *Cluster) RunPod(ctx context.Context, pod *corev1.Pod, ip netip.Addr) (*
 }
 
 // ReportPod is the kubelet's word about a pod: it runs, at this address, and is ready or not. A pod that has no node yet,
-// such as a Deployment's, is put on the cluster's first.
+// such as a Deployment's, is put on the cluster's first. The pod may be of an earlier state; that another has its name now
+// is an error.
 func (c *Cluster) ReportPod(ctx context.Context, pod *corev1.Pod, ip netip.Addr, ready bool) (*corev1.Pod, error) {
 	pods := c.client.CoreV1().Pods(pod.Namespace)
 	if pod.Spec.NodeName == "" {
@@ -61,11 +76,16 @@ func (c *Cluster) ReportPod(ctx context.Context, pod *corev1.Pod, ip netip.Addr,
 			ObjectMeta: metav1.ObjectMeta{Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID},
 			Target:     corev1.ObjectReference{Kind: "Node", Name: c.node()},
 		}
-		if err := pods.Bind(ctx, binding, metav1.CreateOptions{}); err != nil {
+		err := pods.Bind(ctx, binding, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsConflict(err) { // it has a node since; if it is another pod, the patch will say so
 			return nil, fmt.Errorf("bind pod %s/%s in %s: %w", pod.Namespace, pod.Name, c.Name, err)
 		}
 	}
-	patch, err := json.Marshal(map[string]any{"status": running(pod, ip, ready)})
+	change := map[string]any{"status": running(pod, ip, ready)}
+	if pod.UID != "" {
+		change["metadata"] = map[string]any{"uid": pod.UID}
+	}
+	patch, err := json.Marshal(change)
 	if err != nil {
 		return nil, fmt.Errorf("report pod %s/%s in %s: %w", pod.Namespace, pod.Name, c.Name, err)
 	}
@@ -162,6 +182,24 @@ func (c *Cluster) AwaitSlices(
 	return last, nil
 }
 
+// LoseSlices deletes all EndpointSlices of a Service, its own and those of other clusters, as somebody might by mistake, and
+// has them stay away: it stops what would write them again within a second, the processes ControllerManager and MeshSync,
+// and with them the work for all other Services of the cluster. After [Cluster.Start] they come back under other names.
+func (c *Cluster) LoseSlices(ctx context.Context, namespace, service string) error {
+	for _, name := range []string{ControllerManager, MeshSync} {
+		if p, ok := c.processes[name]; ok {
+			if err := p.Stop(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	of := metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=" + service}
+	if err := c.client.DiscoveryV1().EndpointSlices(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, of); err != nil {
+		return fmt.Errorf("lose slices of %s/%s in %s: %w", namespace, service, c.Name, err)
+	}
+	return nil
+}
+
 // sourceCluster is the label of the Multi-Cluster Services API that Cilium puts on the slices it writes.
 const sourceCluster = "multicluster.kubernetes.io/source-cluster"
 
@@ -196,7 +234,13 @@ func describe(slices []discoveryv1.EndpointSlice) string {
 	}
 	var b strings.Builder
 	for _, s := range slices {
-		fmt.Fprintf(&b, "\n%s of cluster %q:", s.Name, s.Labels[sourceCluster])
+		fmt.Fprintf(&b, "\n%s of cluster %q, ports", s.Name, s.Labels[sourceCluster])
+		for _, p := range s.Ports {
+			if p.Name != nil && p.Port != nil {
+				fmt.Fprintf(&b, " %s=%d", *p.Name, *p.Port)
+			}
+		}
+		b.WriteString(":")
 		for _, e := range s.Endpoints {
 			is := func(v *bool) bool { return v != nil && *v }
 			fmt.Fprintf(&b, " %v (ready %t, serving %t, terminating %t)",

@@ -1,19 +1,18 @@
 package bed
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"strconv"
-	"sync"
 )
 
-// ports gives out free ports of 127.0.0.1. They lie below those that the kernel picks for outgoing connections, so that
-// nobody takes one while its process is down; two beds at a time are kept apart by chance.
-type ports struct {
-	mu    sync.Mutex
-	given map[int]bool
-}
+// ports gives out free ports of 127.0.0.1 for TCP. They lie below those that the kernel picks for outgoing connections, so
+// that nobody takes one while its process is down. The UDP port of the same number is held meanwhile: it tells other beds,
+// also of other processes, that the port is taken, and the kernel lets go of it however this process ends.
+type ports struct{ held []io.Closer }
 
 const (
 	firstPort = 12000
@@ -22,26 +21,29 @@ const (
 
 // take returns a port as host:port.
 func (p *ports) take() (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	var last error
 	for range 100 {
-		port := firstPort + rand.IntN(lastPort-firstPort)
-		if p.given[port] {
-			continue
-		}
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		l, err := net.Listen("tcp", address)
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(firstPort+rand.IntN(lastPort-firstPort)))
+		hold, err := net.ListenPacket("udp", address)
 		if err != nil {
 			last = err
 			continue
 		}
-		_ = l.Close()
-		if p.given == nil {
-			p.given = make(map[int]bool)
+		probe, err := net.Listen("tcp", address)
+		if err != nil {
+			last = errors.Join(err, hold.Close())
+			continue
 		}
-		p.given[port] = true
-		return address, nil
+		p.held = append(p.held, hold)
+		return address, probe.Close()
 	}
 	return "", fmt.Errorf("find a free port: %w", last)
+}
+
+// release gives all ports back.
+func (p *ports) release() {
+	for _, h := range p.held {
+		_ = h.Close()
+	}
+	p.held = nil
 }

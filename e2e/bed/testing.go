@@ -10,10 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // binariesFor skips the test where the binaries are not built and E2E does not ask for it.
@@ -53,7 +52,11 @@ func NewWith(tb testing.TB, config Config) *Bed {
 	config.Binaries = binariesFor(tb)
 	config.Logs = artifacts(tb)
 	s := &session{}
-	tb.Cleanup(func() { s.end(tb.Failed(), tb.Logf) })
+	tb.Cleanup(func() {
+		if err := s.end(tb.Failed(), tb.Logf); err != nil {
+			tb.Error(err)
+		}
+	})
 	b, err := s.start(config)
 	if err != nil {
 		tb.Fatal(err)
@@ -63,7 +66,7 @@ func NewWith(tb testing.TB, config Config) *Bed {
 
 // Shared is a bed for all tests of a package, started by the first that asks for it:
 //
-//	var shared = bed.Shared{Clusters: []string{"east", "west"}}
+//	var shared = bed.Shared{Config: bed.Config{Clusters: []string{"east", "west"}}}
 //
 //	func TestMain(m *testing.M) {
 //		shared.Tests = m
@@ -73,7 +76,7 @@ func NewWith(tb testing.TB, config Config) *Bed {
 //	func TestSomething(t *testing.T) {
 //		b := shared.Bed(t)
 //
-// Logs are kept if any test fails.
+// Binaries and folders are filled in. Logs are kept if any test fails.
 type Shared struct {
 	Config
 	Tests interface{ Run() int }
@@ -84,10 +87,14 @@ type Shared struct {
 	err     error
 }
 
-// Run runs the tests, ends the bed and returns the tests' exit code.
+// Run runs the tests, ends the bed and returns the tests' exit code; not 0 either where the bed broke under them.
 func (s *Shared) Run() int {
 	code := s.Tests.Run()
-	s.session.end(code != 0, func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	if err := s.session.end(code != 0, logf); err != nil {
+		logf("%v", err)
+		code = max(code, 1)
+	}
 	return code
 }
 
@@ -108,17 +115,17 @@ func (s *Shared) Bed(tb testing.TB) *Bed {
 // session is a bed that runs from one call to another.
 type session struct {
 	dir    string
+	alive  *os.File // locked
 	logs   string
 	cancel context.CancelFunc
 	done   chan error
 }
 
 func (s *session) start(config Config) (*Bed, error) {
-	var err error
-	if s.dir, err = os.MkdirTemp("", "bed-"); err != nil {
+	if err := s.makeDir(); err != nil {
 		return nil, fmt.Errorf("start bed: %w", err)
 	}
-	config.Dir = filepath.Join(s.dir, "state")
+	config.Dir = filepath.Join(s.dir, stateName)
 	if config.Logs == "" {
 		config.Logs = filepath.Join(s.dir, "logs")
 	}
@@ -148,25 +155,56 @@ func (s *session) start(config Config) (*Bed, error) {
 	}
 }
 
-// end ends the bed and tidies up, but for the logs of a failure.
-func (s *session) end(failed bool, logf func(format string, args ...any)) {
-	if s.cancel == nil {
-		return
+// makeDir makes the session's folder, and clears away the states that killed processes left in theirs: each is half a
+// gigabyte. Their logs stay.
+func (s *session) makeDir() error {
+	left, _ := filepath.Glob(filepath.Join(os.TempDir(), "bed-*", aliveName))
+	for _, name := range left {
+		if f, err := os.Open(name); err == nil {
+			if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+				_ = os.RemoveAll(filepath.Join(filepath.Dir(name), stateName))
+			}
+			_ = f.Close()
+		}
 	}
-	s.cancel()
-	if err := <-s.done; err != nil {
-		failed = true
-		logf("the bed broke: %v", err)
+	var err error
+	if s.dir, err = os.MkdirTemp("", "bed-"); err != nil {
+		return err
 	}
-	if failed {
-		logf("logs of the clusters are in %s", s.logs)
-		_ = os.RemoveAll(filepath.Join(s.dir, "state"))
-		return
+	if s.alive, err = os.Create(filepath.Join(s.dir, aliveName)); err != nil {
+		return err
 	}
-	_ = os.RemoveAll(s.dir)
+	return os.NewSyscallError("flock", syscall.Flock(int(s.alive.Fd()), syscall.LOCK_EX))
 }
 
-// Namespace adds a namespace to every cluster, under one name that nobody else has. It is deleted with the test.
+// What a session's folder holds beside the logs.
+const (
+	aliveName = "alive" // locked as long as the process lives
+	stateName = "state"
+)
+
+// end ends the bed and tidies up, but for the logs of a failure. It returns why the bed broke, if it did.
+func (s *session) end(failed bool, logf func(format string, args ...any)) error {
+	defer s.alive.Close() //nolint:errcheck // nothing was written
+	if s.cancel == nil {
+		return nil
+	}
+	s.cancel()
+	err := <-s.done
+	if err != nil {
+		err = fmt.Errorf("the bed broke: %w", err)
+	}
+	if failed || err != nil {
+		logf("logs of the clusters are in %s", s.logs)
+		_ = os.RemoveAll(filepath.Join(s.dir, stateName))
+		return err
+	}
+	_ = os.RemoveAll(s.dir)
+	return nil
+}
+
+// Namespace adds a namespace to every cluster, under one name that nobody else has. It is deleted with the test, and all
+// that is in it a few seconds later.
 func (b *Bed) Namespace(tb testing.TB) string {
 	tb.Helper()
 	name := namespaceOf(tb.Name())
@@ -174,7 +212,7 @@ func (b *Bed) Namespace(tb testing.TB) string {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), 5*time.Second)
 		defer cancel()
 		for _, c := range b.Clusters {
-			_ = c.client.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}) // it goes with the bed anyway
+			_ = c.removeNamespace(ctx, name) // it goes with the bed anyway
 		}
 	})
 	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)

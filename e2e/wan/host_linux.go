@@ -58,6 +58,8 @@ func (n *Network) Host(name string) (*Host, error) {
 	if name == "" || strings.ContainsFunc(name, unfit) {
 		return nil, fmt.Errorf("make host %q: a name of letters, digits, dots and dashes is wanted", name)
 	}
+	n.hosting.Lock() // each new host has its links to all before it
+	defer n.hosting.Unlock()
 	h, err := n.makeHost(name)
 	if err != nil {
 		return nil, fmt.Errorf("make host %s: %w", name, err)

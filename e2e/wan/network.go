@@ -13,6 +13,8 @@ import (
 type Network struct {
 	wake chan struct{} // capacity 1: there is something earlier to do than Run knows
 
+	hosting sync.Mutex // one host is made at a time
+
 	mu       sync.Mutex
 	transit  transit
 	attended map[attended]struct{}

@@ -3,7 +3,8 @@
 //
 // It has two forms. One wraps the sockets of one end, a [PacketConn] for UDP and a [Conn], listener or dialler for TCP, and
 // needs no root. Wrap one end only, or the distance counts twice. The other joins network namespaces of Linux, each a
-// [Host] in which any program runs unchanged, and needs root; the command emulate makes it useful by hand.
+// [Host] in which any program runs unchanged, and needs root; the command emulate makes it useful by hand. Beside them,
+// [Isolate] gives a test as many addresses of its own as it wants, without any distance between them.
 //
 // A [Direction] decides about each packet and knows nothing of sockets; a [Network] keeps what is under way and
 // lets it go in time. Its Run is the only thing here that starts goroutines.
@@ -29,7 +30,8 @@ type Params struct {
 
 	Loss float64 // share of packets lost, each by itself
 	// BurstLoss is the share of packets lost in bursts (Gilbert's model: a good state that loses nothing and a bad one
-	// that loses all), BurstLength the mean length of a burst in packets; less than 1 counts as 1.
+	// that loses all), BurstLength the mean length of a burst in packets; less than 1 counts as 1. At least one packet
+	// passes between two bursts, so that a large share takes long ones: 80 % at least 4 packets.
 	BurstLoss   float64
 	BurstLength float64
 
@@ -67,6 +69,9 @@ func (p Params) Validate() error {
 	if p.BurstLength < 0 {
 		errs = append(errs, fmt.Errorf("burst length is %v packets; it cannot be negative", p.BurstLength))
 	}
+	if least := p.shortestBurst(); p.BurstLoss <= 1 && max(p.BurstLength, 1) < least*(1-1e-9) {
+		errs = append(errs, fmt.Errorf("burst loss is %v, which takes bursts of %.4g packets or more", p.BurstLoss, least))
+	}
 	if p.Reorder > 0 && p.ReorderBy == 0 {
 		errs = append(errs, errors.New("reorder is set and reorder by is not: no packet would be overtaken"))
 	}
@@ -74,6 +79,14 @@ func (p Params) Validate() error {
 		errs = append(errs, fmt.Errorf("rate is %d bit/s, queue %d bytes; neither can be negative", p.Rate, p.Queue))
 	}
 	return errors.Join(errs...)
+}
+
+// shortestBurst is the least mean length with which bursts take their share, one packet passing between two.
+func (p Params) shortestBurst() float64 {
+	if !(p.BurstLoss < 1) { // everything is lost, or it is not a number
+		return 1
+	}
+	return max(1, p.BurstLoss/(1-p.BurstLoss))
 }
 
 func (p Params) sane() Params {
@@ -86,8 +99,8 @@ func (p Params) sane() Params {
 	p.Loss, p.BurstLoss, p.Reorder = share(p.Loss), share(p.BurstLoss), share(p.Reorder)
 	p.Delay, p.Jitter, p.ReorderBy = max(p.Delay, 0), max(p.Jitter, 0), max(p.ReorderBy, 0)
 	p.Rate = max(p.Rate, 0)
-	if !(p.BurstLength >= 1) {
-		p.BurstLength = 1
+	if least := p.shortestBurst(); !(p.BurstLength >= least) {
+		p.BurstLength = least
 	}
 	if p.Queue <= 0 {
 		p.Queue = max(int(p.Rate/8/5), 16*1500)

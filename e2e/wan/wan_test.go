@@ -122,6 +122,7 @@ func TestBurstLoss(t *testing.T) {
 		{BurstLoss: 0.01, BurstLength: 5},
 		{BurstLoss: 0.05, BurstLength: 20},
 		{BurstLoss: 0.02, BurstLength: 1},
+		{BurstLoss: 0.8}, // four packets and more
 	} {
 		d := NewDirection(3, p)
 		n, bursts := 0, 0
@@ -138,8 +139,8 @@ func TestBurstLoss(t *testing.T) {
 		if share := float64(n) / count; math.Abs(share/p.BurstLoss-1) > 0.1 {
 			t.Errorf("%+v: %v of the packets lost", p, share)
 		}
-		if length := float64(n) / float64(bursts); math.Abs(length/p.BurstLength-1) > 0.1 {
-			t.Errorf("%+v: a burst takes %v packets", p, length)
+		if length, want := float64(n)/float64(bursts), d.Params().BurstLength; math.Abs(length/want-1) > 0.1 {
+			t.Errorf("%+v: a burst takes %v packets, want %v", p, length, want)
 		}
 		if c := d.Counters(); c.BurstLost != uint64(n) || c.Lost != 0 {
 			t.Errorf("%+v: counters %+v", p, c)
@@ -270,6 +271,9 @@ func TestValidate(t *testing.T) {
 		{Params{Reorder: 0.1}, []string{"reorder by is not"}},
 		{Params{Rate: -1}, []string{"rate is -1"}},
 		{Params{BurstLength: -1}, []string{"burst length is -1"}},
+		{Params{BurstLoss: 0.8}, []string{"burst loss is 0.8", "4 packets or more"}},
+		{Params{BurstLoss: 0.8, BurstLength: 4}, nil},
+		{Params{BurstLoss: 1}, nil},
 	}
 	for _, tt := range tests {
 		err := tt.params.Validate()

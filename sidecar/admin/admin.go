@@ -1,5 +1,5 @@
 // Package admin is the sidecar's own HTTP side, for kubelets, Prometheus, the console and the command line: liveness,
-// readiness, metrics and status. It is served on a listener apart from the viewers' and the peers'; what it shows, its
+// readiness, draining, metrics and status. It is served on a listener apart from the viewers' and the peers'; what it shows, its
 // caller hands in.
 package admin
 
@@ -23,6 +23,9 @@ const readyTimeout = 2 * time.Second
 type Options struct {
 	// Ready says why the node cannot serve viewers now; nil: it always can.
 	Ready func(ctx context.Context) error
+	// Drain readies the node for its end and returns when nobody depends on it any more, or why it does not wait longer;
+	// nil: there is no such page. It is called again where it is asked again, also while it runs.
+	Drain func(ctx context.Context) error
 	// Status yields the body of /api/status, to be written as JSON; nil: there is no such page.
 	Status func() any
 	// Metrics is what /metrics shows; nil: there is no such page.
@@ -32,7 +35,7 @@ type Options struct {
 	Logger  *slog.Logger // nil: discard
 }
 
-// New makes the handler of /livez, /readyz, /metrics, /api/status and, when asked, /debug/pprof.
+// New makes the handler of /livez, /readyz, /drain, /metrics, /api/status and, when asked, /debug/pprof.
 func New(o Options) http.Handler {
 	log := o.Logger
 	if log == nil {
@@ -51,6 +54,21 @@ func New(o Options) http.Handler {
 		}
 		text(w, http.StatusOK, "ok")
 	})
+	if o.Drain != nil {
+		// A kubelet's preStop hook can only GET.
+		mux.HandleFunc("/drain", func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet && r.Method != http.MethodPost {
+				w.Header().Set("Allow", "GET, POST")
+				text(w, http.StatusMethodNotAllowed, "drain by GET or POST")
+				return
+			}
+			if err := o.Drain(r.Context()); err != nil {
+				text(w, http.StatusServiceUnavailable, "not drained: "+err.Error())
+				return
+			}
+			text(w, http.StatusOK, "drained")
+		})
+	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(o.Metrics, promhttp.HandlerOpts{
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),

@@ -20,9 +20,11 @@ func TestPages(t *testing.T) {
 		Status:  func() any { return map[string]int{"streams": 2} },
 		Metrics: registry,
 		Profile: true,
+		Drain:   func(context.Context) error { return nil },
 	}
 	broken := Options{
 		Ready:  func(context.Context) error { return errors.New("media server does not answer") },
+		Drain:  func(context.Context) error { return errors.New("2 nodes still pull from here") },
 		Status: func() any { return math.NaN() },
 	}
 	for name, tt := range map[string]struct {
@@ -36,6 +38,11 @@ func TestPages(t *testing.T) {
 		"ready by nobody":   {Options{}, "GET", "/readyz", 200, "ok"},
 		"not ready":         {broken, "GET", "/readyz", 503, "media server does not answer"},
 		"head":              {full, "HEAD", "/readyz", 200, ""},
+		"drained":           {full, "GET", "/drain", 200, "drained"},
+		"drained by hand":   {full, "POST", "/drain", 200, "drained"},
+		"drained in vain":   {broken, "GET", "/drain", 503, "2 nodes still pull from here"},
+		"drain and methods": {full, "DELETE", "/drain", 405, "GET or POST"},
+		"no drain":          {Options{}, "GET", "/drain", 404, ""},
 		"metrics":           {full, "GET", "/metrics", 200, "sidestream_test 0"},
 		"no metrics":        {Options{}, "GET", "/metrics", 404, ""},
 		"status":            {full, "GET", "/api/status", 200, `{"streams":2}`},

@@ -32,6 +32,12 @@ type Config struct {
 	NodeID string `env:"NODE_ID"`
 	// Cluster is what the viewers of this node are near to: a region's name, the same for all nodes of one cluster.
 	Cluster string `env:"CLUSTER"`
+	// ClusterCAFile holds the cluster's own authority, as Kubernetes mounts it: by its hash nodes see when two clusters have
+	// one name. Where there is no such file they do not see it.
+	ClusterCAFile string `env:"CLUSTER_CA_FILE" envDefault:"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"`
+	// Namespace is that of the pod, for Kubernetes from the downward API. Nodes of different namespaces do not join, and a
+	// certificate may demand one.
+	Namespace string `env:"NAMESPACE"`
 	// PodIP is the address at which this pod's containers reach each other and its peers reach its media. Unset: only
 	// loopback is known, which suits one machine.
 	PodIP netip.Addr `env:"POD_IP"`
@@ -76,12 +82,30 @@ type Peer struct {
 	Listen string `env:"LISTEN" envDefault:":18443"`
 	// AdvertisedHost is the address or name at which peers reach this port. Empty: the pod's IP.
 	AdvertisedHost string `env:"ADVERTISED_HOST"`
+	// Service is the Kubernetes Service of that name in all clusters whose EndpointSlices tell the peers. Empty: Kubernetes
+	// is not asked.
+	Service string `env:"SERVICE"`
+	// Namespace is the Service's. Empty: the pod's own.
+	Namespace string `env:"NAMESPACE"`
+	// PortName is the name of the Service's port for peers.
+	PortName string `env:"PORT_NAME" envDefault:"sidestream-peer"`
+	// Kubeconfig is a file by which the API server is reached. Empty: by the pod's service account.
+	Kubeconfig string `env:"KUBECONFIG"`
+	// DNS lists names that resolve to peers: host:port, or a name alone whose SRV records for PortName tell the ports.
+	DNS []string `env:"DNS"`
+	// File lists peers, a host:port on each line; it is read again when it changes.
+	File string `env:"FILE"`
 	// Static lists peers, host:port, for use without Kubernetes. Names are looked up again from time to time. The own
 	// address may be among them.
 	Static   []string `env:"STATIC"`
 	Security Security `env:"SECURITY" envDefault:"tls"`
 	// TLSDir holds tls.crt, tls.key and ca.crt, as a mounted Secret does.
 	TLSDir string `env:"TLS_DIR" envDefault:"/etc/sidestream/peer-tls"`
+	// Key is what the nodes of a mesh share with shared-key: at least 32 random characters.
+	Key Secret `env:"KEY"`
+	// KeyFile holds such keys instead, one a line: the first one is used to dial, all are accepted. It is read again when it
+	// changes.
+	KeyFile string `env:"KEY_FILE"`
 }
 
 // Relay says when streams are carried here, and how they spread from here.
@@ -92,6 +116,9 @@ type Relay struct {
 	Linger time.Duration `env:"LINGER" envDefault:"15s"`
 	// FanOut bounds how many children pull one stream from this node.
 	FanOut int `env:"FAN_OUT" envDefault:"8"`
+	// Drain bounds how long /drain waits for the children to find other parents. It has to end before the pod is killed:
+	// its termination grace period less five seconds is right.
+	Drain time.Duration `env:"DRAIN" envDefault:"20s"`
 }
 
 // Admin is the port for probes, metrics and status.
@@ -124,14 +151,16 @@ type Log struct {
 // Security is how peers prove themselves to each other.
 type Security string
 
-// The ways: mutual TLS, or nothing at all, for one machine and tests.
+// The ways: mutual TLS with mounted certificates, or with some that a shared key yields; or nothing at all, for one machine
+// and tests.
 const (
 	TLS       Security = "tls"
+	SharedKey Security = "shared-key"
 	Plaintext Security = "plaintext"
 )
 
 // UnmarshalText accepts one of the constants.
-func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, Plaintext) }
+func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, SharedKey, Plaintext) }
 
 // Format is the look of log lines.
 type Format string
@@ -347,7 +376,7 @@ func (f field) hint() string {
 	case slog.Level:
 		return "debug, info, warn or error"
 	case Security:
-		return "tls or plaintext"
+		return "tls, shared-key or plaintext"
 	case Format:
 		return "json or text"
 	default:

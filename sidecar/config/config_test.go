@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,14 +21,15 @@ var compare = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Pre
 
 func TestDefaults(t *testing.T) {
 	want := Config{
-		StateDir: "/var/lib/sidestream",
-		Adapter:  Adapter{Name: "pionsfu"},
-		Gateway:  Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
-		Peer:     Peer{Listen: ":18443", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
-		Relay:    Relay{Linger: 15 * time.Second, FanOut: 8},
-		Admin:    Admin{Listen: ":18090"},
-		SFU:      SFU{Listen: ":8800", MediaListen: ":8801"},
-		Log:      Log{Level: slog.LevelInfo, Format: JSON},
+		ClusterCAFile: "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+		StateDir:      "/var/lib/sidestream",
+		Adapter:       Adapter{Name: "pionsfu"},
+		Gateway:       Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
+		Peer:          Peer{Listen: ":18443", PortName: "sidestream-peer", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
+		Relay:         Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
+		Admin:         Admin{Listen: ":18090"},
+		SFU:           SFU{Listen: ":8800", MediaListen: ":8801"},
+		Log:           Log{Level: slog.LevelInfo, Format: JSON},
 	}
 	if diff := cmp.Diff(want, Default(), compare); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -53,7 +55,7 @@ func full(t *testing.T) Config {
 		return u
 	}
 	return Config{
-		NodeID: "7b0c", Cluster: "us-west", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
+		NodeID: "7b0c", Cluster: "us-west", ClusterCAFile: "/ca.crt", Namespace: "media", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
 		Adapter: Adapter{Name: "mediamtx", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c"},
 		Gateway: Gateway{
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
@@ -62,10 +64,13 @@ func full(t *testing.T) Config {
 		},
 		Peer: Peer{
 			Listen: ":1", AdvertisedHost: "peer.example.org",
+			Service: "sidestream-peers", Namespace: "media", PortName: "peer", Kubeconfig: "/kubeconfig",
+			DNS:      []string{"peers.example:18443", "peers.media.svc.clusterset.local", "_peer._tcp.peers.example."},
+			File:     "/peers",
 			Static:   []string{"10.1.1.1:18443", "[fd00::1]:18443", "peer.example:18443"},
-			Security: Plaintext, TLSDir: "/tls",
+			Security: SharedKey, TLSDir: "/tls", Key: "0123456789abcdef0123456789abcdef", KeyFile: "/keys",
 		},
-		Relay: Relay{Pins: []string{"demo", "studio/*"}, Linger: time.Minute, FanOut: 3},
+		Relay: Relay{Pins: []string{"demo", "studio/*"}, Linger: time.Minute, FanOut: 3, Drain: 55 * time.Second},
 		Admin: Admin{Listen: ":2", Profile: true},
 		SFU: SFU{
 			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
@@ -77,7 +82,9 @@ func full(t *testing.T) Config {
 
 func TestRoundTrip(t *testing.T) {
 	c := full(t)
-	if err := c.Validate(); err != nil {
+	valid := c
+	valid.Peer.KeyFile = "" // of the two, one
+	if err := valid.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	all := fields(reflect.ValueOf(&c).Elem(), Prefix)
@@ -150,7 +157,7 @@ func TestDecodeErrors(t *testing.T) {
 		`SIDESTREAM_POD_IP is "localhost": write an IP address`,
 		`SIDESTREAM_ADMIN_PROFILE is "maybe": write true or false`,
 		`SIDESTREAM_RELAY_FAN_OUT is "many": write a whole number`,
-		`SIDESTREAM_PEER_SECURITY is "none": write tls or plaintext`,
+		`SIDESTREAM_PEER_SECURITY is "none": write tls, shared-key or plaintext`,
 		`SIDESTREAM_GATEWAY_TRUSTED_PROXIES is "10.0.0.0": write address ranges`,
 		`SIDESTREAM_SFU_ADVERTISED_IPS is "a,b": write IP addresses`,
 		`SIDESTREAM_ADAPTER_URL is "http://[": write a URL`,
@@ -200,15 +207,39 @@ func TestValidate(t *testing.T) {
 		"SFU in here":       {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
 		"SFU elsewhere":     {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
 		"SFU addresses":     {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
-		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger = 0, 0 }, []string{"GATEWAY_HOLD", "RELAY_LINGER"}},
+		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger, c.Relay.Drain = 0, 0, 0 }, []string{"GATEWAY_HOLD", "RELAY_LINGER", "RELAY_DRAIN"}},
 		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"service": {
+			func(c *Config) { c.Peer.Service, c.Peer.Namespace = "media/sidestream-peers", "Media" },
+			[]string{"SIDESTREAM_PEER_SERVICE", "SIDESTREAM_PEER_NAMESPACE"},
+		},
+		"port number": {func(c *Config) { c.Peer.PortName = "18443/tcp" }, []string{"SIDESTREAM_PEER_PORT_NAME"}},
+		"relative files": {
+			func(c *Config) { c.Peer.Kubeconfig, c.Peer.File = "kubeconfig", "peers" },
+			[]string{"SIDESTREAM_PEER_KUBECONFIG", "SIDESTREAM_PEER_FILE"},
+		},
+		"address as name":   {func(c *Config) { c.Peer.DNS = []string{"10.0.0.7:18443"} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"IPv6 as name":      {func(c *Config) { c.Peer.DNS = []string{"2001:db8::7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
+		"URL as name":       {func(c *Config) { c.Peer.DNS = []string{"https://peers"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"name with port 0":  {func(c *Config) { c.Peer.DNS = []string{"peers:0"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"half an SRV name":  {func(c *Config) { c.Peer.DNS = []string{"_peer"} }, []string{"SIDESTREAM_PEER_DNS"}},
+		"many names":        {func(c *Config) { c.Peer.DNS = slices.Repeat([]string{"peers"}, 65) }, []string{"at most 64"}},
 		"no TLS directory":  {func(c *Config) { c.Peer.TLSDir = "" }, []string{"SIDESTREAM_PEER_TLS_DIR"}},
 		"plaintext":         {func(c *Config) { c.Peer.TLSDir, c.Peer.Security = "", Plaintext }, nil},
 		"security":          {func(c *Config) { c.Peer.Security = "x" }, []string{"SIDESTREAM_PEER_SECURITY"}},
 		"pins":              {func(c *Config) { c.Relay.Pins = []string{"[", "a,b"} }, []string{`"["`, `"a,b"`}},
 		"fan-out":           {func(c *Config) { c.Relay.FanOut = 0 }, []string{"SIDESTREAM_RELAY_FAN_OUT"}},
 		"log":               {func(c *Config) { c.Log.Format = "" }, []string{"SIDESTREAM_LOG_FORMAT"}},
+		"shared key":        {func(c *Config) { c.Peer.Security, c.Peer.Key = SharedKey, Secret(strings.Repeat("0123abcd", 4)) }, nil},
+		"shared key file":   {func(c *Config) { c.Peer.Security, c.Peer.KeyFile = SharedKey, "/keys" }, nil},
+		"no shared key":     {func(c *Config) { c.Peer.Security = SharedKey }, []string{"SIDESTREAM_PEER_KEY has 0"}},
+		"short shared key":  {func(c *Config) { c.Peer.Security, c.Peer.Key = SharedKey, "secret" }, []string{"SIDESTREAM_PEER_KEY has 6"}},
+		"two shared keys":   {func(c *Config) { c.Peer.Security, c.Peer.Key, c.Peer.KeyFile = SharedKey, "k", "/keys" }, []string{"both set"}},
+		"relative key file": {func(c *Config) { c.Peer.Security, c.Peer.KeyFile = SharedKey, "keys" }, []string{"SIDESTREAM_PEER_KEY_FILE"}},
+		"unused key":        {func(c *Config) { c.Peer.Key = Secret(strings.Repeat("0123abcd", 4)) }, []string{"not used"}},
+		"namespace":         {func(c *Config) { c.Namespace = "Media.x" }, []string{"SIDESTREAM_NAMESPACE"}},
+		"cluster's file":    {func(c *Config) { c.ClusterCAFile = "ca.crt" }, []string{"SIDESTREAM_CLUSTER_CA_FILE"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := Default()
@@ -240,7 +271,7 @@ func TestValidate(t *testing.T) {
 
 func TestSecretsStayHidden(t *testing.T) {
 	c := full(t)
-	c.Adapter.Token, c.SFU.PublishToken, c.SFU.PlayToken = "topsecret", "topsecret", "topsecret"
+	c.Adapter.Token, c.SFU.PublishToken, c.SFU.PlayToken, c.Peer.Key = "topsecret", "topsecret", "topsecret", "topsecret"
 	c.Adapter.URL.User = url.UserPassword("u", "topsecret")
 	var out bytes.Buffer
 	slog.New(slog.NewTextHandler(&out, nil)).Info("configuration", "config", c, "token", c.Adapter.Token)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,12 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
+// namespaceName is what Kubernetes allows (RFC 1123 section 2.1).
+var namespaceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// minKey is the least length of a key that nodes share.
+const minKey = 32
+
 // Validate reports everything that keeps a sidecar from running with these settings, and what to do about each.
 func (c Config) Validate() error {
 	var f faults
@@ -28,6 +35,13 @@ func (c Config) Validate() error {
 		f.add("SIDESTREAM_CLUSTER is not set: give each cluster a name of its own, such as germany")
 	case !plainName.MatchString(c.Cluster):
 		f.add("SIDESTREAM_CLUSTER is %q: use up to 128 letters, digits, dots and dashes", c.Cluster)
+	}
+	if c.Namespace != "" && !namespaceName.MatchString(c.Namespace) {
+		f.add("SIDESTREAM_NAMESPACE is %q: give the pod's namespace (fieldRef metadata.namespace), or leave it unset", c.Namespace)
+	}
+	if c.ClusterCAFile != "" && !path.IsAbs(c.ClusterCAFile) {
+		f.add("SIDESTREAM_CLUSTER_CA_FILE is %q: give the absolute path of the file with the cluster's authority, or leave it unset",
+			c.ClusterCAFile)
 	}
 	if c.PodIP.IsValid() && (c.PodIP.IsUnspecified() || c.PodIP.IsMulticast() || c.PodIP.Zone() != "") {
 		f.add("SIDESTREAM_POD_IP is %s, which nobody can dial: set the address of the pod (fieldRef status.podIP)", c.PodIP)
@@ -55,6 +69,30 @@ func (c Config) Validate() error {
 	if h := c.Peer.AdvertisedHost; h != "" && !hostName(h) {
 		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
 	}
+	f.kubernetesName("SIDESTREAM_PEER_SERVICE", c.Peer.Service, "name the Service of the peers, such as sidestream-peers, "+
+		"without its namespace, or leave it unset to find peers without Kubernetes")
+	f.kubernetesName("SIDESTREAM_PEER_NAMESPACE", c.Peer.Namespace, "name the namespace of the Service, or leave it unset for the pod's own")
+	if !kubernetesName.MatchString(c.Peer.PortName) {
+		f.add("SIDESTREAM_PEER_PORT_NAME is %q: give the name, not the number, of the Service's port for peers, such as sidestream-peer",
+			c.Peer.PortName)
+	}
+	f.file("SIDESTREAM_PEER_KUBECONFIG", c.Peer.Kubeconfig, "a kubeconfig file, or leave it unset in a pod")
+	f.file("SIDESTREAM_PEER_FILE", c.Peer.File, "a file with the host:port of a peer on each line")
+	for _, n := range c.Peer.DNS {
+		host, port, err := net.SplitHostPort(n)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		switch {
+		case net.ParseIP(cmp.Or(host, n)) != nil:
+			f.add("SIDESTREAM_PEER_DNS holds the address %q: list it in SIDESTREAM_PEER_STATIC", n)
+		case err != nil && serviceName(n), err == nil && hostName(host) && portErr == nil && number != 0:
+		default:
+			f.add("SIDESTREAM_PEER_DNS holds %q: give a name and port, such as peers.example:18443, or a name with SRV records, "+
+				"such as sidestream-peers.media.svc.clusterset.local", n)
+		}
+	}
+	if n := len(c.Peer.DNS); n > maxNames {
+		f.add("SIDESTREAM_PEER_DNS holds %d names: list at most %d; one name may have many addresses", n, maxNames)
+	}
 	for _, a := range c.Peer.Static {
 		host, port, err := net.SplitHostPort(a)
 		number, portErr := strconv.ParseUint(port, 10, 16)
@@ -69,8 +107,14 @@ func (c Config) Validate() error {
 			f.add("SIDESTREAM_PEER_TLS_DIR is %q: give the absolute path of the directory with tls.crt, tls.key and ca.crt, "+
 				"or set SIDESTREAM_PEER_SECURITY to plaintext on a network that you trust", c.Peer.TLSDir)
 		}
+	case SharedKey:
+		f.sharedKey(c.Peer)
 	default:
-		f.add("SIDESTREAM_PEER_SECURITY is %q: write tls or plaintext", c.Peer.Security)
+		f.add("SIDESTREAM_PEER_SECURITY is %q: write tls, shared-key or plaintext", c.Peer.Security)
+	}
+	if c.Peer.Security != SharedKey && (c.Peer.Key != "" || c.Peer.KeyFile != "") {
+		f.add("SIDESTREAM_PEER_KEY or SIDESTREAM_PEER_KEY_FILE is set and not used: set SIDESTREAM_PEER_SECURITY to shared-key, " +
+			"or leave the key away")
 	}
 
 	for _, p := range c.Relay.Pins {
@@ -79,6 +123,7 @@ func (c Config) Validate() error {
 		}
 	}
 	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 100*time.Millisecond, time.Hour)
+	f.duration("SIDESTREAM_RELAY_DRAIN", c.Relay.Drain, time.Second, time.Hour)
 	if c.Relay.FanOut < 1 || c.Relay.FanOut > 1000 {
 		f.add("SIDESTREAM_RELAY_FAN_OUT is %d: allow between 1 and 1000 children per stream", c.Relay.FanOut)
 	}
@@ -125,6 +170,21 @@ func (f *faults) sfu(s SFU) {
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
 }
 
+func (f *faults) sharedKey(p Peer) {
+	switch {
+	case p.Key != "" && p.KeyFile != "":
+		f.add("SIDESTREAM_PEER_KEY and SIDESTREAM_PEER_KEY_FILE are both set: give one of them (the file may hold several keys)")
+	case p.KeyFile != "":
+		if !path.IsAbs(p.KeyFile) {
+			f.add("SIDESTREAM_PEER_KEY_FILE is %q: give the absolute path of a file with one key a line", p.KeyFile)
+		}
+	case len(p.Key) < minKey:
+		f.add("SIDESTREAM_PEER_KEY has %d characters: share one of at least %d among all nodes, such as openssl rand -base64 32 makes",
+			len(p.Key), minKey)
+	}
+	f.token("SIDESTREAM_PEER_KEY", p.Key)
+}
+
 func (f *faults) listen(name, address string) {
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
@@ -149,6 +209,21 @@ func (f *faults) url(name string, u *url.URL, what string) {
 func (f *faults) token(name string, s Secret) {
 	if strings.ContainsFunc(string(s), func(r rune) bool { return r <= ' ' || r > '~' }) {
 		f.add("%s holds a blank, a line end or a letter outside ASCII: check how the secret was made (a trailing newline?)", name)
+	}
+}
+
+// kubernetesName is of a Service, a port or a namespace: a DNS label (RFC 1123).
+var kubernetesName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (f *faults) kubernetesName(name, value, what string) {
+	if value != "" && !kubernetesName.MatchString(value) {
+		f.add("%s is %q: %s", name, value, what)
+	}
+}
+
+func (f *faults) file(name, value, what string) {
+	if value != "" && !path.IsAbs(value) {
+		f.add("%s is %q: give the absolute path of %s", name, value, what)
 	}
 }
 
@@ -182,6 +257,21 @@ func overlap(a, b string) bool {
 	y, _, _ := net.SplitHostPort(b)
 	anywhere := []string{"", "0.0.0.0", "::"}
 	return x == y || slices.Contains(anywhere, x) || slices.Contains(anywhere, y)
+}
+
+// maxNames bounds the names that every node looks up every few seconds.
+const maxNames = 64
+
+// serviceName says whether SRV records can be looked up: of a host name, or below labels that begin with an underscore.
+func serviceName(n string) bool {
+	for strings.HasPrefix(n, "_") {
+		label, rest, ok := strings.Cut(n[1:], ".")
+		if !ok || !kubernetesName.MatchString(strings.ToLower(label)) {
+			return false
+		}
+		n = rest
+	}
+	return hostName(strings.TrimSuffix(n, "."))
 }
 
 func hostName(h string) bool {

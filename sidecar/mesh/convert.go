@@ -48,23 +48,29 @@ func equalHolds(a, b catalogue.Hold) bool {
 
 func compareEpochs(a, b catalogue.Hold) int { return cmp.Compare(a.Epoch, b.Epoch) }
 
-func packetAgeFrames(ages map[adapters.StreamID]time.Duration) []*pb.PacketAge {
+func flowFrames(flows map[adapters.StreamID]Flow) []*pb.PacketAge {
 	var frames []*pb.PacketAge
-	for stream, age := range ages {
+	for stream, f := range flows {
 		if len(frames) >= pb.MaxPacketAges {
 			break
 		}
-		frames = append(frames, &pb.PacketAge{Stream: string(stream), AgeMs: uint64(max(age.Milliseconds(), 0))})
+		frame := &pb.PacketAge{Stream: string(stream), Sequence: f.Sequence}
+		if f.Known {
+			frame.AgeMs = new(uint64(max(f.Age.Milliseconds(), 0)))
+		}
+		frames = append(frames, frame)
 	}
 	return frames
 }
 
-func packetAges(frames []*pb.PacketAge) map[adapters.StreamID]time.Duration {
-	ages := make(map[adapters.StreamID]time.Duration, len(frames))
+func flowsFrom(frames []*pb.PacketAge) map[adapters.StreamID]Flow {
+	flows := make(map[adapters.StreamID]Flow, len(frames))
 	for _, f := range frames {
-		ages[adapters.StreamID(f.GetStream())] = duration(f.GetAgeMs(), time.Millisecond)
+		flows[adapters.StreamID(f.GetStream())] = Flow{
+			Age: duration(f.GetAgeMs(), time.Millisecond), Known: f.AgeMs != nil, Sequence: f.GetSequence(),
+		}
 	}
-	return ages
+	return flows
 }
 
 // duration does not overflow, whatever a peer says.

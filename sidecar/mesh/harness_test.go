@@ -34,6 +34,8 @@ type book struct {
 	own     []catalogue.Hold
 	peers   map[catalogue.NodeID]page
 	forgot  []catalogue.NodeID
+
+	conditions map[catalogue.NodeID]catalogue.Condition
 	told    int // SetPeer calls
 	changed chan struct{}
 }
@@ -44,7 +46,10 @@ type page struct {
 }
 
 func newBook(self catalogue.Node) *book {
-	return &book{self: self, peers: map[catalogue.NodeID]page{}, changed: make(chan struct{})}
+	return &book{
+		self: self, peers: map[catalogue.NodeID]page{}, conditions: map[catalogue.NodeID]catalogue.Condition{},
+		changed: make(chan struct{}),
+	}
 }
 
 func (b *book) touch() {
@@ -69,6 +74,13 @@ func (b *book) SetPeer(n catalogue.Node, holds []catalogue.Hold) error {
 	b.told++
 	b.touch()
 	return nil
+}
+
+func (b *book) SetCondition(id catalogue.NodeID, c catalogue.Condition) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.conditions[id] = c
+	b.touch()
 }
 
 func (b *book) Forget(id catalogue.NodeID) {

@@ -413,7 +413,7 @@ func TestASlowPeerCostsLittle(t *testing.T) {
 func (n *node) beatAllNow() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.beatAll()
+	n.tellCondition()
 }
 
 func TestAPeerThatAsksAndDoesNotReadIsRefused(t *testing.T) {

@@ -71,12 +71,16 @@ type link struct {
 	process    []byte
 	connection uint64
 	version    string
-	address    string
-	since      time.Time
-	log        *slog.Logger
-	wake       signal
-	done       chan struct{}
+	namespace  string
+	// Of the peer's cluster, empty where it has none.
+	fingerprint []byte
+	address     string
+	since       time.Time
+	log         *slog.Logger
+	wake        signal
+	done        chan struct{}
 
+	pace       pace          // the reader's
 	assembling *assembly     // the reader's: the set whose pieces are coming in
 	reported   bool          // the reader's: that some of the peer's holds are not believed
 	sent       *announcement // the writer's: what the peer knows, once pieces are sent
@@ -113,8 +117,9 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
-	ages      map[adapters.StreamID]time.Duration
-	agesAt    time.Time
+	flooding  bool                       // it sends so much that it is read slowly
+	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
+	flowsAt   time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
 	holdsSeen uint64                               // the sequence of holds
 }
@@ -134,7 +139,8 @@ func (m *Mesh) newLink(stream frameStream, dialled bool, h *pb.Hello, address st
 	return &link{
 		mesh: m, stream: stream, dialled: dialled, node: node,
 		process: h.GetProcess(), connection: h.GetConnection(), version: h.GetVersion(),
-		address: address, since: now,
+		namespace: h.GetNamespace(), fingerprint: h.GetClusterFingerprint(),
+		address: address, since: now, pace: newPace(),
 		log:  m.log.With("peer", node.ID, "peer_cluster", node.Cluster),
 		wake: newSignal(), done: make(chan struct{}),
 		deaths: map[catalogue.NodeID]uint64{}, asked: map[uint64]chan *pb.Frame{},
@@ -198,6 +204,7 @@ func (l *link) refuse(r *refusal) {
 		l.leave(refusalFrame(r), r)
 		return
 	}
+	l.mesh.noteRefusal(l.node, l.address, r)
 	l.end(r) // the status of the call says it
 }
 
@@ -358,14 +365,18 @@ func (l *link) roundTrip() (time.Duration, bool) {
 	return l.srtt, l.measured
 }
 
-func (l *link) packetAge(stream adapters.StreamID) (time.Duration, bool) {
+func (l *link) flow(stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	age, ok := l.ages[stream]
-	if !ok {
-		return 0, false
-	}
-	return age + time.Since(l.agesAt), true
+	f, ok = l.flows[stream]
+	return f, l.flowsAt, ok
+}
+
+// condition is what the peer says of its own state.
+func (l *link) condition() catalogue.Condition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return catalogue.Condition{Ready: l.ready, Draining: l.draining}
 }
 
 // set is the full set of what the peer holds.
@@ -406,8 +417,12 @@ func (l *link) read() {
 		l.heard = time.Now()
 		leaving := l.final != nil
 		l.mu.Unlock()
+		slow := l.slow(f)
 		if leaving {
 			continue // until the peer has read the last word
+		}
+		if bad == nil {
+			errors.As(slow, &bad)
 		}
 		if bad != nil {
 			l.refuse(bad)
@@ -484,9 +499,18 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if err := l.mesh.o.Catalogue.Observe(b.GetClock()); err != nil {
 		return &refusal{reason: "clock", err: err}
 	}
+	if l.hear(b, now) {
+		l.mesh.applyCondition(l)
+	}
+	return nil
+}
+
+// hear takes a heartbeat, and says whether the peer's own state has changed.
+func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.deadlineLocked()
+	changed = l.ready != b.GetReady() || l.draining != b.GetDraining()
 	l.ready, l.draining = b.GetReady(), b.GetDraining()
 	l.promised = clampPeriod(b.GetPeriodMs())
 	if theirs := clampPeriod(b.GetWantedPeriodMs()); theirs != l.theirs {
@@ -497,8 +521,8 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if b.GetProbe() {
 		l.beatNow = true
 	}
-	if len(b.GetPacketAges()) > 0 || len(l.ages) > 0 {
-		l.ages, l.agesAt = packetAges(b.GetPacketAges()), now
+	if len(b.GetPacketAges()) > 0 || len(l.flows) > 0 {
+		l.flows, l.flowsAt = flowsFrom(b.GetPacketAges()), now
 	}
 	l.handleEcho(b, now)
 	if l.beatNow {
@@ -507,7 +531,7 @@ func (l *link) handleHeartbeat(b *pb.Heartbeat, now time.Time) error {
 	if l.deadlineLocked().Before(before) {
 		l.mesh.wakeDeadline.raise()
 	}
-	return nil
+	return changed
 }
 
 // handleEcho takes the round trip from an echo: the time since the heartbeat was sent, less what the peer kept it.
@@ -760,9 +784,9 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 	l.mu.Unlock()
 	m.mu.Unlock()
 	clock := m.o.Catalogue.Clock()
-	var ages []*pb.PacketAge
-	if related && m.o.PacketAges != nil {
-		ages = packetAgeFrames(m.o.PacketAges(l.node.ID))
+	var flows []*pb.PacketAge
+	if related && m.o.Flows != nil {
+		flows = flowFrames(m.o.Flows(l.node.ID))
 	}
 
 	l.mu.Lock()
@@ -775,7 +799,7 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 		PeriodMs:       uint32(min(l.wanted, l.theirs).Milliseconds()),
 		WantedPeriodMs: uint32(l.wanted.Milliseconds()),
 		Probe:          l.probeNow,
-		PacketAges:     ages,
+		PacketAges:     flows,
 	}
 	if l.echo != 0 {
 		b.EchoSequence = l.echo

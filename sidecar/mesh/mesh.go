@@ -71,6 +71,13 @@ type Grant struct {
 	URL string
 }
 
+// Flow is how a stream stands at a node, as its children are told twice a second.
+type Flow struct {
+	Age      time.Duration // of the last packet
+	Known    bool          // whether Age is: an origin does not see into its server
+	Sequence uint64        // the origin's, as the node has it
+}
+
 // Handler answers what peers ask of this node. Its methods are called concurrently, and must return at once: the peer's
 // other frames, heartbeats among them, wait meanwhile.
 type Handler interface {
@@ -85,6 +92,7 @@ type Handler interface {
 type knowledge interface {
 	Self() catalogue.Node
 	SetPeer(n catalogue.Node, holds []catalogue.Hold) error
+	SetCondition(id catalogue.NodeID, c catalogue.Condition)
 	Forget(id catalogue.NodeID)
 	Observe(clock uint64) error
 	Clock() uint64
@@ -99,13 +107,18 @@ type Options struct {
 	Listener  net.Listener // a Port's GRPC; nil: this node is not dialled. Closed when Run ends
 	// Address is the host:port of the own peer port as others reach it. Without a host (":18443") they take the IP that
 	// the connection comes from.
-	Address  string
-	Handler  Handler // nil: claims and pulls are refused
-	Version  string
-	Features []string
-	// PacketAges says how old the last packet is of each stream that a child pulls from here. It goes into the heartbeats
-	// to related nodes. nil says nothing.
-	PacketAges func(child catalogue.NodeID) map[adapters.StreamID]time.Duration
+	Address string
+	// Namespace is the node's, of Kubernetes; "": none. Nodes of different ones do not join.
+	Namespace string
+	// ClusterFingerprint is the same at all nodes of the cluster, and at those of another cluster it is not: so it is seen
+	// when two clusters have one name. Empty: not known.
+	ClusterFingerprint []byte
+	Handler            Handler // nil: claims and pulls are refused
+	Version            string
+	Features           []string
+	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
+	// called from the links' goroutines. nil says nothing.
+	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: no logs
@@ -136,6 +149,8 @@ type Mesh struct {
 	draining      bool
 	connections   uint64 // opened by this node
 	announced     uint64 // the last announcement's sequence
+	refusals      map[refusalKey]refusalNote
+	reported      map[string]struct{} // conditions of peers that were logged
 	closing       bool
 	greeting      int            // accepted streams in their handshake
 	tasks         sync.WaitGroup // of links and targets; Add only while not closed, under mu
@@ -148,7 +163,7 @@ func New(o Options) *Mesh {
 	}
 	o.Dial = dialOr(o.Dial)
 	self := o.Catalogue.Self()
-	return &Mesh{
+	m := &Mesh{
 		o:             o,
 		self:          self,
 		process:       []byte(rand.Text()),
@@ -162,8 +177,14 @@ func New(o Options) *Mesh {
 		announcements: map[string]*announcement{},
 		related:       map[catalogue.NodeID]struct{}{},
 		relatedUntil:  map[catalogue.NodeID]time.Time{},
+		refusals:      map[refusalKey]refusalNote{},
+		reported:      map[string]struct{}{},
 		ready:         true,
 	}
+	if o.Registerer != nil {
+		o.Registerer.MustRegister(collector{m})
+	}
+	return m
 }
 
 // Run connects, announces and listens until ctx ends, says goodbye to the peers, and returns ctx's error; or it returns
@@ -234,8 +255,12 @@ func (m *Mesh) SetPeers(peers []discovery.Peer) {
 			announced[addr.String()] = p
 		}
 	}
+	now := time.Now()
 	for addr, t := range m.targets {
 		p, ok := announced[addr]
+		if t.announced && !ok {
+			t.dropped = now
+		}
 		t.announced = ok
 		if ok {
 			t.cluster = p.Cluster
@@ -269,23 +294,24 @@ func (m *Mesh) SetRelated(nodes []catalogue.NodeID) {
 	m.renewPeriods()
 }
 
-// SetReady tells the peers whether this node can serve media now. A new Mesh is ready.
+// SetReady tells the peers, and the catalogue, whether this node can serve media now. A new Mesh is ready.
 func (m *Mesh) SetReady(ready bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ready != ready {
 		m.ready = ready
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
-// SetDraining tells the peers whether this node is about to leave, so that its children look for another parent.
+// SetDraining tells the peers, and the catalogue, whether this node is about to leave, so that its children look for another
+// parent.
 func (m *Mesh) SetDraining(draining bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.draining != draining {
 		m.draining = draining
-		m.beatAll()
+		m.tellCondition()
 	}
 }
 
@@ -361,11 +387,26 @@ func (m *Mesh) Address(id catalogue.NodeID) (string, bool) {
 // PacketAge is how old the last packet of a stream is at its parent, by the parent's last heartbeat; false where it has
 // not said so.
 func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (time.Duration, bool) {
-	l := m.link(parent)
-	if l == nil {
+	f, at, ok := m.flow(parent, stream)
+	if !ok || !f.Known {
 		return 0, false
 	}
-	return l.packetAge(stream)
+	return f.Age + time.Since(at), true
+}
+
+// Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this
+// connection.
+func (m *Mesh) Sequence(parent catalogue.NodeID, stream adapters.StreamID) (uint64, bool) {
+	f, _, ok := m.flow(parent, stream)
+	return f.Sequence, ok
+}
+
+func (m *Mesh) flow(parent catalogue.NodeID, stream adapters.StreamID) (f Flow, at time.Time, ok bool) {
+	l := m.link(parent)
+	if l == nil {
+		return Flow{}, time.Time{}, false
+	}
+	return l.flow(stream)
 }
 
 // ask puts a question to a node and waits for the answer. A question that was under way on a connection which another
@@ -426,8 +467,9 @@ func (m *Mesh) period(id catalogue.NodeID, now time.Time) time.Duration {
 	return distantPeriod
 }
 
-// beatAll sends a heartbeat to everyone at once. The caller holds mu.
-func (m *Mesh) beatAll() {
+// tellCondition tells everyone at once, by a heartbeat, and the own catalogue. The caller holds mu.
+func (m *Mesh) tellCondition() {
+	m.o.Catalogue.SetCondition(m.self.ID, catalogue.Condition{Ready: m.ready, Draining: m.draining})
 	for _, p := range m.peers {
 		for _, l := range p.links {
 			l.beat()
@@ -460,6 +502,9 @@ func (m *Mesh) hello(connection uint64) *pb.Hello {
 		Port:        port,
 		Process:     m.process,
 		Connection:  connection,
+
+		Namespace:          m.o.Namespace,
+		ClusterFingerprint: m.o.ClusterFingerprint,
 	}
 }
 

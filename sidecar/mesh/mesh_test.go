@@ -297,8 +297,11 @@ func TestHeartbeatPeriods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(80 * time.Millisecond)
 		a := net.member(t, hostA, config{id: "a", options: func(o *Options) {
-			o.PacketAges = func(child catalogue.NodeID) map[adapters.StreamID]time.Duration {
-				return map[adapters.StreamID]time.Duration{"for-" + adapters.StreamID(child): 700 * time.Millisecond}
+			o.Flows = func(child catalogue.NodeID) map[adapters.StreamID]Flow {
+				return map[adapters.StreamID]Flow{
+					"for-" + adapters.StreamID(child): {Age: 700 * time.Millisecond, Known: true, Sequence: 7},
+					"published":                       {Sequence: 1<<32 + 9},
+				}
 			}
 		}})
 		b := net.member(t, hostB, config{id: "b"})
@@ -328,6 +331,18 @@ func TestHeartbeatPeriods(t *testing.T) {
 		}
 		if age, ok := b.PacketAge("a", "for-b"); !ok || age < 700*time.Millisecond || age > 1300*time.Millisecond {
 			t.Errorf("packet age %v, %v", age, ok)
+		}
+		if seq, ok := b.Sequence("a", "for-b"); !ok || seq != 7 {
+			t.Errorf("sequence %d, %v", seq, ok)
+		}
+		if age, ok := b.PacketAge("a", "published"); ok {
+			t.Errorf("packet age %v of what the node cannot see", age)
+		}
+		if seq, ok := b.Sequence("a", "published"); !ok || seq != 1<<32+9 {
+			t.Errorf("sequence %d, %v", seq, ok)
+		}
+		if _, ok := b.Sequence("a", "other"); ok {
+			t.Error("a sequence of a stream that is not pulled")
 		}
 		a.SetRelated(nil)
 		time.Sleep(10 * time.Second)
@@ -641,11 +656,23 @@ func TestReadyAndDraining(t *testing.T) {
 		if s := b.status("a"); s.Ready || s.Draining || s.Version != "test" {
 			t.Errorf("after the handshake: %+v", s)
 		}
+		believed := func(n *node, want catalogue.Condition) {
+			t.Helper()
+			n.book.mu.Lock()
+			defer n.book.mu.Unlock()
+			if got := n.book.conditions["a"]; got != want {
+				t.Errorf("%s believes %+v of a, want %+v", n.self.ID, got, want)
+			}
+		}
+		believed(a, catalogue.Condition{})
+		believed(b, catalogue.Condition{})
 		a.SetReady(true)
 		a.SetDraining(true)
-		time.Sleep(10*time.Millisecond + time.Microsecond)
+		time.Sleep(10*time.Millisecond + time.Microsecond) // one way, and no more
 		if s := b.status("a"); !s.Ready || !s.Draining {
 			t.Errorf("after the change: %+v", s)
 		}
+		believed(a, catalogue.Condition{Ready: true, Draining: true})
+		believed(b, catalogue.Condition{Ready: true, Draining: true})
 	})
 }

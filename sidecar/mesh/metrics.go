@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ type metrics struct {
 	refused     *prometheus.CounterVec
 	lost        prometheus.Counter
 	dialsFailed prometheus.Counter
+	tlsFailures *prometheus.CounterVec
+	delayed     prometheus.Counter
 	rtts        *prometheus.HistogramVec
 	server      *grpcprom.ServerMetrics
 	client      *grpcprom.ClientMetrics
@@ -53,6 +56,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "sidestream_mesh_dials_failed_total",
 			Help: "Connections to peers that did not come about, or broke.",
 		}),
+		tlsFailures: newTLSFailures(r),
+		delayed: f.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_mesh_frames_delayed_total",
+			Help: "Frames after which a peer was not read for a while, because it sends too many.",
+		}),
 		rtts: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "sidestream_mesh_rtt_seconds",
 			Help:    "Smoothed round trips to peers, at each heartbeat, by their cluster.",
@@ -67,6 +75,59 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		r.MustRegister(m.server, m.client)
 	}
 	return m
+}
+
+// newTLSFailures makes the one counter that a Port and a Mesh of the same registry share.
+func newTLSFailures(r prometheus.Registerer) *prometheus.CounterVec {
+	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sidestream_mesh_tls_failures_total",
+		Help: "Connections with peers, in both directions, that TLS did not let come about, by reason.",
+	}, []string{"reason"})
+	if r != nil {
+		var already prometheus.AlreadyRegisteredError
+		if err := r.Register(failures); errors.As(err, &already) {
+			failures = already.ExistingCollector.(*prometheus.CounterVec)
+		} else if err != nil {
+			panic(err) // as promauto does
+		}
+	}
+	for _, reason := range []string{faultExpired, faultAuthority, faultName, faultPlaintext, faultOther} {
+		failures.WithLabelValues(reason)
+	}
+	return failures
+}
+
+var (
+	conditionsDesc = prometheus.NewDesc("sidestream_mesh_conditions",
+		"Peers, and addresses of peers, with a condition that a person should look at, by condition.", []string{"condition"}, nil)
+	expiryDesc = prometheus.NewDesc("sidestream_mesh_certificate_expiry_timestamp_seconds",
+		"When this node's certificate for peers expires.", nil, nil)
+)
+
+// collector shows what a Mesh knows at the moment when it is asked.
+type collector struct{ mesh *Mesh }
+
+func (collector) Describe(to chan<- *prometheus.Desc) {
+	to <- conditionsDesc
+	to <- expiryDesc
+}
+
+func (c collector) Collect(to chan<- prometheus.Metric) {
+	counts := map[string]int{}
+	for _, condition := range conditions {
+		counts[condition] = 0
+	}
+	for _, p := range c.mesh.Peers() {
+		for _, condition := range p.Conditions {
+			counts[condition]++
+		}
+	}
+	for condition, n := range counts {
+		to <- prometheus.MustNewConstMetric(conditionsDesc, prometheus.GaugeValue, float64(n), condition)
+	}
+	if s := c.mesh.o.Security; s != nil && !s.plaintext() {
+		to <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(s.expiry().Unix()))
+	}
 }
 
 func (m *metrics) setPeers(counts map[string]int) {

@@ -71,6 +71,9 @@ func (m *Mesh) check(h *pb.Hello) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.flooded(catalogue.NodeID(h.GetNode()), time.Now()) {
+		return errFlood
+	}
 	p := m.peers[catalogue.NodeID(h.GetNode())]
 	if p == nil {
 		return nil
@@ -126,6 +129,8 @@ func (m *Mesh) keep(l *link) error {
 		m.log.Info("peer connected", "peer", l.node.ID, "peer_cluster", l.node.Cluster, "address", l.address,
 			"dialled", l.dialled, "incarnation", l.node.Incarnation, "version", l.version)
 	}
+	m.report(l)
+	m.forgive(l)
 	l.setPeriod(m.period(l.node.ID, time.Now()))
 	m.choose(p)
 	m.know(l.address, l.node.ID)
@@ -259,19 +264,28 @@ func (m *Mesh) mourn(from *link, o *pb.Obituary) {
 func (m *Mesh) apply(l *link) error {
 	m.applying.Lock()
 	defer m.applying.Unlock()
-	m.mu.Lock()
-	p := m.peers[l.node.ID]
-	believed := p != nil && l == p.primary
-	m.mu.Unlock()
-	if !believed {
+	if !m.believed(l) {
 		return nil
 	}
+	m.o.Catalogue.SetCondition(l.node.ID, l.condition())
 	return m.o.Catalogue.SetPeer(l.node, l.set())
 }
+
+// applyCondition tells the catalogue what a link's peer says of its own state, if that link is the one to be believed.
+func (m *Mesh) applyCondition(l *link) {
+	m.applying.Lock()
+	defer m.applying.Unlock()
+	if m.believed(l) {
+		m.o.Catalogue.SetCondition(l.node.ID, l.condition())
+	}
+}
+
+func (m *Mesh) believed(l *link) bool { return m.link(l.node.ID) == l }
 
 // fallBack believes the set of a link that has become the primary because a better one ended. The caller holds applying
 // and mu.
 func (m *Mesh) fallBack(l *link) {
+	m.o.Catalogue.SetCondition(l.node.ID, l.condition())
 	if err := m.o.Catalogue.SetPeer(l.node, l.set()); err != nil {
 		l.log.Warn("holds of a peer not believed", "error", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -22,7 +23,14 @@ const (
 	// maxHandshakes bounds the connections that have not said yet what they are. When there are more, the oldest is
 	// closed: an honest peer is through long before.
 	maxHandshakes = 128
+	// warningsPerSecond and warningsAtOnce bound the log lines that strangers can cause.
+	warningsPerSecond = 1
+	warningsAtOnce    = 20
 )
+
+// wrongWay is the answer to what does not speak as this port does.
+const wrongWay = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n" +
+	"This port is for other sidecars: " + sameSecurity + ".\n"
 
 // prefaceHTTP2 begins every HTTP/2 connection (RFC 9113 section 3.4) and no HTTP/1.1 request.
 const prefaceHTTP2 = "PRI * HTTP/2.0"
@@ -42,6 +50,10 @@ type Port struct {
 	security *Security
 	log      *slog.Logger
 	refused  prometheus.Counter
+	limited  prometheus.Counter
+	failures *prometheus.CounterVec
+	warnings *rate.Limiter
+	remotes  *remotes
 	grpc     *handover
 	http     *handover
 
@@ -63,8 +75,15 @@ func NewPort(o PortOptions) *Port {
 			Name: "sidestream_mesh_handshakes_refused_total",
 			Help: "Connections to the peer port that were refused before they said anything.",
 		}),
-		grpc: newHandover(o.Listener.Addr()),
-		http: newHandover(o.Listener.Addr()),
+		limited: promauto.With(o.Registerer).NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_mesh_handshakes_limited_total",
+			Help: "Connections to the peer port that were closed unheard, because too many came from their address.",
+		}),
+		failures: newTLSFailures(o.Registerer),
+		warnings: rate.NewLimiter(warningsPerSecond, warningsAtOnce),
+		remotes:  newRemotes(),
+		grpc:     newHandover(o.Listener.Addr()),
+		http:     newHandover(o.Listener.Addr()),
 	}
 }
 
@@ -90,6 +109,7 @@ func (p *Port) Run(ctx context.Context) error {
 		p.close()
 		tasks.Wait()
 	}()
+	tasks.Go(func() { p.security.watch(ctx) })
 	var pause time.Duration
 	for {
 		conn, err := p.listener.Accept()
@@ -113,6 +133,12 @@ func (p *Port) Run(ctx context.Context) error {
 			continue
 		}
 		pause = 0
+		if !p.remotes.allow(conn.RemoteAddr(), time.Now()) {
+			p.limited.Inc()
+			_ = conn.Close()
+			p.warn(ctx, "too many connections from one address; some are closed unheard", "remote", conn.RemoteAddr())
+			continue
+		}
 		if p.begin(conn) {
 			tasks.Go(func() { p.greet(ctx, conn) })
 		}
@@ -131,20 +157,41 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	if err == nil {
 		return
 	}
+	f := faultOf(err)
+	if f != nil {
+		p.failures.WithLabelValues(f.reason).Inc()
+		err = f
+		if f.reason == faultPlaintext {
+			_ = raw.SetWriteDeadline(time.Now().Add(time.Second))
+			_, _ = io.WriteString(raw, wrongWay)
+		}
+	}
 	_ = raw.Close()
-	level := slog.LevelWarn
 	switch {
+	case f != nil:
+		p.refused.Inc()
 	case errors.Is(err, io.EOF), p.isClosed():
 		// A probe that only looks whether the port is open, or the end of Run.
-		level = slog.LevelDebug
+		p.log.Debug("peer connection refused", "remote", raw.RemoteAddr(), "error", err)
+		return
 	case errors.Is(err, net.ErrClosed):
 		// Made room for a younger one: a flood is not to flood the log too.
-		level = slog.LevelDebug
-		fallthrough
+		p.refused.Inc()
+		p.log.Debug("peer connection refused", "remote", raw.RemoteAddr(), "error", err)
+		return
 	default:
 		p.refused.Inc()
 	}
-	p.log.Log(ctx, level, "peer connection refused", "remote", raw.RemoteAddr(), "error", err)
+	p.warn(ctx, "peer connection refused", "remote", raw.RemoteAddr(), "error", err)
+}
+
+// warn logs what strangers cause, as long as they do not cause much.
+func (p *Port) warn(ctx context.Context, message string, args ...any) {
+	level := slog.LevelDebug
+	if p.warnings.Allow() {
+		level = slog.LevelWarn
+	}
+	p.log.Log(ctx, level, message, args...)
 }
 
 func (p *Port) handshake(ctx context.Context, raw net.Conn) (net.Conn, *handover, error) {
@@ -155,8 +202,12 @@ func (p *Port) handshake(ctx context.Context, raw net.Conn) (net.Conn, *handover
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, nil, err
 	}
-	if conn.ConnectionState().NegotiatedProtocol == alpnGRPC {
-		return conn, p.grpc, nil
+	state := conn.ConnectionState()
+	if state.NegotiatedProtocol == alpnGRPC {
+		return conn, p.grpc, nil // its hello says more
+	}
+	if err := p.security.strange(state.PeerCertificates[0]); err != nil {
+		return nil, nil, &fault{reason: faultName, text: err.Error(), err: err}
 	}
 	return conn, p.http, nil
 }
@@ -175,6 +226,9 @@ func (p *Port) sniff(ctx context.Context, raw net.Conn) (net.Conn, *handover, er
 	}
 	if !stop() {
 		return nil, nil, ctx.Err()
+	}
+	if speaksTLS(head) {
+		return nil, nil, errSpeaksTLS
 	}
 	conn := &readAhead{Conn: raw, head: head}
 	if string(head) == prefaceHTTP2 {

@@ -43,7 +43,7 @@ func certificates(t *testing.T) string {
 
 func load(t *testing.T, dir string) *Security {
 	t.Helper()
-	s, err := LoadSecurity(dir, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := LoadSecurity(dir, SecurityOptions{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +289,7 @@ func TestLoadSecurityNamesWhatIsWrong(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := certificates(t)
 			tt.change(t, dir)
-			if _, err := LoadSecurity(dir, nil); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), dir) {
+			if _, err := LoadSecurity(dir, SecurityOptions{}); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), dir) {
 				t.Errorf("error %v, want one that names %q", err, tt.want)
 			}
 		})

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,52 +38,82 @@ const (
 // errNoSecurity keeps a forgotten setting from opening the port to everybody.
 var errNoSecurity = errors.New("neither certificates nor plaintext was chosen")
 
+// watchEvery is how often a Port looks after the certificates when nobody connects.
+const watchEvery = time.Hour
+
 // DialFunc opens a TCP connection, or what stands for one, to host:port.
 type DialFunc func(ctx context.Context, addr string) (net.Conn, error)
 
-// Security is how the peers of a mesh know each other: certificates of one authority, or nothing at all where
-// plaintext was asked for by name. It may be used concurrently, and by a Port, a Mesh and HTTP clients at once.
+// Security is how the peers of a mesh know each other: certificates of one authority, a key that all of them have, or
+// nothing at all where plaintext was asked for by name. It may be used concurrently, and by a Port, a Mesh and HTTP clients
+// at once.
 type Security struct {
-	dir string // empty in plaintext
-	log *slog.Logger
+	source source // nil in plaintext
+	self   identity
+	log    *slog.Logger
+	now    func() time.Time
 
 	mu      sync.Mutex
 	current *material
-	stamp   stamp // of the files behind current
-	failed  stamp // of the last files that could not be used, so that each is reported once
+	stamp   string    // of the source behind current
+	failed  string    // of the last one that could not be used, so that each is reported once
+	warned  time.Time // when the end of the certificate was announced last
 }
 
-// material is one consistent reading of the three files.
+// SecurityOptions say for which node it is.
+type SecurityOptions struct {
+	// Namespace and Cluster are the node's. Its own certificate has to allow them, where it names any.
+	Namespace, Cluster string
+	Logger             *slog.Logger // nil: no logs
+}
+
+// source is where certificates come from.
+type source interface {
+	// stamp changes when there is something new to read.
+	stamp(now time.Time) (string, error)
+	read(now time.Time) (*material, error)
+}
+
+// material is one consistent reading of a source.
 type material struct {
-	certificate tls.Certificate
-	authority   *x509.CertPool
-}
-
-type stamp [3]struct {
-	modified time.Time
-	size     int64
+	certificates []tls.Certificate // the first is for dialling; a listener shows the one that the dialler asks for
+	authority    *x509.CertPool
+	serverName   string // for which a dialler asks
+	// When the first certificate begins and ceases to be good, with the authority above it.
+	from, until time.Time
 }
 
 // LoadSecurity reads tls.crt, tls.key and ca.crt from a directory, as a mounted Secret has them. The files are read
-// again when they have changed, at the next connection; while new ones cannot be used the old ones stay in force.
-func LoadSecurity(dir string, logger *slog.Logger) (*Security, error) {
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
-	}
-	s := &Security{dir: dir, log: logger.With("dir", dir)}
-	stamp, err := stampOf(dir)
-	if err != nil {
+// again when they have changed, at the next connection or within an hour; while new ones cannot be used the old ones stay
+// in force. Certificates that have expired are no error, because the node's own viewers need none: they are logged, peers
+// refuse them, and new ones are found.
+func LoadSecurity(dir string, o SecurityOptions) (*Security, error) {
+	s := newSecurity(o)
+	s.source, s.log = files{dir, s.self}, s.log.With("dir", dir)
+	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("load certificates %s: %w", dir, err)
 	}
-	if s.current, err = read(dir); err != nil {
-		return nil, fmt.Errorf("load certificates %s: %w", dir, err)
-	}
-	s.stamp = stamp
 	return s, nil
 }
 
 // Plaintext lets everybody in and encrypts nothing. It is for a network that does both by itself.
-func Plaintext() *Security { return &Security{log: slog.New(slog.DiscardHandler)} }
+func Plaintext() *Security { return newSecurity(SecurityOptions{}) }
+
+func newSecurity(o SecurityOptions) *Security {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Security{self: identity{o.Namespace, o.Cluster}, log: o.Logger, now: time.Now}
+}
+
+func (s *Security) load() (err error) {
+	now := s.now()
+	if s.stamp, err = s.source.stamp(now); err != nil {
+		return err
+	}
+	s.current, err = s.source.read(now)
+	return err
+}
 
 // Scheme is that of URLs at the peer port: https, or http in plaintext.
 func (s *Security) Scheme() string {
@@ -109,6 +140,9 @@ func (s *Security) HTTPClient(dial DialFunc) *http.Client {
 			conn := tls.Client(raw, s.clientConfig(alpnHTTP))
 			if err := conn.HandshakeContext(ctx); err != nil {
 				_ = raw.Close()
+				if f := faultOf(err); f != nil {
+					err = f
+				}
 				return nil, err
 			}
 			return conn, nil
@@ -119,31 +153,83 @@ func (s *Security) HTTPClient(dial DialFunc) *http.Client {
 	}}
 }
 
-func (s *Security) plaintext() bool { return s.dir == "" }
+func (s *Security) plaintext() bool { return s.source == nil }
 
-// material returns what is in force: what the files hold now, or the last of it that could be used.
+// material returns what is in force: what the source holds now, or the last of it that could be used.
 func (s *Security) material() *material {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now, err := stampOf(s.dir)
-	if err == nil && now == s.stamp {
+	now := s.now()
+	stamp, err := s.source.stamp(now)
+	if err == nil && stamp == s.stamp {
 		return s.current
 	}
 	var fresh *material
 	if err == nil {
-		fresh, err = read(s.dir)
+		fresh, err = s.source.read(now)
+	}
+	if err == nil && !now.Before(fresh.until) && now.Before(s.current.until) {
+		err = fmt.Errorf("the new certificate expired at %s", fresh.until.UTC().Format(time.RFC3339))
 	}
 	if err != nil {
 		// A Secret is swapped under us file by file; the next connection tries again.
-		if now != s.failed {
-			s.failed = now
+		if stamp != s.failed {
+			s.failed = stamp
 			s.log.Warn("certificates have changed and cannot be used; the old ones stay in force", "error", err)
 		}
 		return s.current
 	}
-	s.current, s.stamp, s.failed = fresh, now, stamp{}
-	s.log.Info("certificates read again", "expires", fresh.certificate.Leaf.NotAfter)
+	s.current, s.stamp, s.failed, s.warned = fresh, stamp, "", time.Time{}
+	s.log.Info("certificates read again", "expires", fresh.until)
 	return s.current
+}
+
+// expiry is when the own certificate ceases to be good; zero in plaintext.
+func (s *Security) expiry() time.Time {
+	if s.plaintext() {
+		return time.Time{}
+	}
+	return s.material().until
+}
+
+// watch looks after the certificates until ctx ends: new ones are found although nobody connects, and those that end soon
+// are announced.
+func (s *Security) watch(ctx context.Context) {
+	if s.plaintext() {
+		return
+	}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		s.announceEnd()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// announceEnd logs once a day that the own certificate is not good, or will not be for much longer.
+func (s *Security) announceEnd() {
+	m, now := s.material(), s.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.warned) < 24*time.Hour {
+		return
+	}
+	const what = "renew the Secret with tls.crt, tls.key and ca.crt; no restart is needed"
+	switch left := m.until.Sub(now); {
+	case left <= 0:
+		s.log.Error("own certificate has expired; peers refuse new connections", "expired", m.until, "remedy", what)
+	case now.Before(m.from):
+		s.log.Error("own certificate is not valid yet, or this machine's clock is wrong; peers may refuse it", "from", m.from)
+	case left < min(m.until.Sub(m.from)/5, 7*24*time.Hour):
+		s.log.Warn("own certificate expires soon", "expires", m.until, "remedy", what)
+	default:
+		return
+	}
+	s.warned = now
 }
 
 // serverConfig is for the listening side. Every handshake uses the files as they are at that moment.
@@ -153,9 +239,10 @@ func (s *Security) serverConfig() *tls.Config {
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			m := s.material()
 			return &tls.Config{
+				Time:         s.now,
 				MinVersion:   tls.VersionTLS13,
 				NextProtos:   []string{alpnGRPC, alpnHTTP},
-				Certificates: []tls.Certificate{m.certificate},
+				Certificates: m.certificates,
 				ClientAuth:   tls.RequireAndVerifyClientCert,
 				ClientCAs:    m.authority,
 				// A client proves itself by the same name as a server; otherwise any certificate that the authority ever
@@ -174,24 +261,25 @@ func (s *Security) serverConfig() *tls.Config {
 func (s *Security) clientConfig(protocol string) *tls.Config {
 	m := s.material()
 	return &tls.Config{
+		Time:       s.now,
 		MinVersion: tls.VersionTLS13,
-		ServerName: PeerName,
+		ServerName: m.serverName,
 		NextProtos: []string{protocol},
 		RootCAs:    m.authority,
 		// Given whatever authorities the server names: so a certificate of the wrong one is refused for what it is, and not
 		// as if there were none.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &m.certificate, nil
+			return &m.certificates[0], nil
 		},
 	}
 }
 
-// dialCredentials are grpc-go's for one connection.
-func (s *Security) dialCredentials() credentials.TransportCredentials {
+// dialCredentials are grpc-go's for one connection. What TLS has against it is noted, because grpc-go hands on only text.
+func (s *Security) dialCredentials(trouble *trouble) credentials.TransportCredentials {
 	if s.plaintext() {
-		return insecure.NewCredentials()
+		return dialling{insecure.NewCredentials(), trouble}
 	}
-	return credentials.NewTLS(s.clientConfig(alpnGRPC))
+	return dialling{credentials.NewTLS(s.clientConfig(alpnGRPC)), trouble}
 }
 
 // acceptCredentials tell grpc-go of the handshake that the Port has made.
@@ -228,15 +316,41 @@ func (h handshaken) Clone() credentials.TransportCredentials { return h }
 
 func (handshaken) OverrideServerName(string) error { return nil }
 
-func read(dir string) (*material, error) {
-	certificate, err := tls.LoadX509KeyPair(filepath.Join(dir, certificateFile), filepath.Join(dir, keyFile))
+// files are a mounted Secret.
+type files struct {
+	dir  string
+	self identity
+}
+
+func (f files) stamp(time.Time) (string, error) {
+	return stampOf(filepath.Join(f.dir, certificateFile), filepath.Join(f.dir, keyFile), filepath.Join(f.dir, authorityFile))
+}
+
+func stampOf(names ...string) (string, error) {
+	var stamp strings.Builder
+	for _, name := range names {
+		info, err := os.Stat(name)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&stamp, "%d %d ", info.ModTime().UnixNano(), info.Size())
+	}
+	return stamp.String(), nil
+}
+
+func (f files) read(now time.Time) (*material, error) {
+	certificate, err := tls.LoadX509KeyPair(filepath.Join(f.dir, certificateFile), filepath.Join(f.dir, keyFile))
 	if err != nil {
 		return nil, err
 	}
-	if err := certificate.Leaf.VerifyHostname(PeerName); err != nil {
+	leaf := certificate.Leaf
+	if err := leaf.VerifyHostname(PeerName); err != nil {
 		return nil, fmt.Errorf("%s is not a peer's certificate: %w", certificateFile, err)
 	}
-	pem, err := os.ReadFile(filepath.Join(dir, authorityFile))
+	if err := f.self.allowedBy(leaf); err != nil {
+		return nil, fmt.Errorf("%s is not for this node: %w", certificateFile, err)
+	}
+	pem, err := os.ReadFile(filepath.Join(f.dir, authorityFile))
 	if err != nil {
 		return nil, err
 	}
@@ -244,19 +358,56 @@ func read(dir string) (*material, error) {
 	if !authority.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s holds no certificate in PEM form", authorityFile)
 	}
-	return &material{certificate: certificate, authority: authority}, nil
+	m := &material{certificates: []tls.Certificate{certificate}, authority: authority, serverName: PeerName}
+	return m, m.verify(now)
 }
 
-func stampOf(dir string) (stamp, error) {
-	var s stamp
-	for i, name := range []string{certificateFile, keyFile, authorityFile} {
-		info, err := os.Stat(filepath.Join(dir, name))
+// verify looks at the first certificate as a peer with the same authority will, its time aside, and says from when until
+// when such a peer lets it in.
+func (m *material) verify(now time.Time) error {
+	leaf := m.certificates[0].Leaf
+	between := x509.NewCertPool()
+	for _, der := range m.certificates[0].Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return s, err
+			return fmt.Errorf("%s: %w", certificateFile, err)
 		}
-		s[i].modified, s[i].size = info.ModTime(), info.Size()
+		between.AddCert(c)
 	}
-	return s, nil
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		var chains [][]*x509.Certificate
+		var err error
+		// An authority may be younger than its leaves, or older: any moment at which both are good will do.
+		for _, at := range []time.Time{now, leaf.NotBefore, leaf.NotAfter} {
+			o := x509.VerifyOptions{
+				Roots: m.authority, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},
+			}
+			if chains, err = leaf.Verify(o); err == nil {
+				break
+			}
+		}
+		var invalid x509.CertificateInvalidError
+		switch {
+		case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+			return fmt.Errorf("%s must be good for server and for client use: %w", certificateFile, err)
+		case err != nil:
+			return fmt.Errorf("%s is not of an authority in %s: %w", certificateFile, authorityFile, err)
+		}
+		m.until = time.Time{}
+		for _, chain := range chains {
+			from, until := leaf.NotBefore, leaf.NotAfter
+			for _, c := range chain[1:] {
+				if c.NotBefore.After(from) {
+					from = c.NotBefore
+				}
+				until = earlier(until, c.NotAfter)
+			}
+			if until.After(m.until) {
+				m.from, m.until = from, until
+			}
+		}
+	}
+	return nil
 }
 
 func dialOr(dial DialFunc) DialFunc {

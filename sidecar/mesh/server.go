@@ -13,9 +13,11 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/auth"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/ratelimit"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/validator"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -69,6 +71,7 @@ func (m *Mesh) streamInterceptors() []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
 		m.metrics.server.StreamServerInterceptor(),
 		logging.StreamServerInterceptor(m.callLogger(), m.loggingOptions()...),
+		selector.StreamServerInterceptor(ratelimit.StreamServerInterceptor(m.calls()), exceptHealth),
 		selector.StreamServerInterceptor(auth.StreamServerInterceptor(m.authorise), exceptHealth),
 		validator.StreamServerInterceptor(),
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(m.recovered)),
@@ -90,6 +93,10 @@ func (m *Mesh) clientInterceptors() []grpc.StreamClientInterceptor {
 		m.metrics.client.StreamClientInterceptor(),
 		logging.StreamClientInterceptor(m.callLogger(), m.loggingOptions()...),
 	}
+}
+
+func (m *Mesh) calls() calls {
+	return calls{limiter: rate.NewLimiter(callRate, callBurst), refused: m.metrics.refused.WithLabelValues("handshakes")}
 }
 
 func (m *Mesh) callLogger() logging.Logger {
@@ -213,9 +220,14 @@ func (m *Mesh) greet(stream acceptedStream) (*link, error) {
 func (m *Mesh) welcome(stream acceptedStream) (*link, error) {
 	remote := remoteAddress(stream.Context())
 	log := m.log.With("remote", remote)
+	var who catalogue.Node
 	refuse := func(r *refusal) error {
 		m.metrics.refused.WithLabelValues(r.reason).Inc()
-		log.Warn("peer refused", "reason", r.reason, "error", r.err)
+		level := slog.LevelWarn
+		if !m.noteRefusal(who, remote, r) {
+			level = slog.LevelDebug // said a moment ago
+		}
+		log.Log(stream.Context(), level, "peer refused", "reason", r.reason, "error", r.err)
 		return r
 	}
 	first, err := stream.recv()
@@ -230,7 +242,11 @@ func (m *Mesh) welcome(stream acceptedStream) (*link, error) {
 		return nil, refuse(&refusal{reason: "order", err: errors.New("the first frame is not a hello")})
 	}
 	log = log.With("peer", theirs.GetNode(), "peer_cluster", theirs.GetCluster())
-	refused := m.check(theirs)
+	who = catalogue.Node{ID: catalogue.NodeID(theirs.GetNode()), Cluster: theirs.GetCluster()}
+	refused := m.admit(stream.Context(), theirs)
+	if refused == nil {
+		refused = m.check(theirs)
+	}
 	if refused != nil && !errors.Is(refused, errSelf) {
 		return nil, refuse(&refusal{reason: reasonOf(refused), err: refused})
 	}
@@ -293,8 +309,10 @@ func (s acceptedStream) recv() (*pb.Frame, error) {
 // reasonOf is the metric's label for a node that was turned away in the handshake.
 func reasonOf(err error) string {
 	switch {
-	case errors.Is(err, errImpostor):
+	case errors.Is(err, errImpostor), errors.Is(err, errForeign):
 		return "identity"
+	case errors.Is(err, errFlood):
+		return "rate"
 	case errors.Is(err, errStale):
 		return "stale"
 	case errors.Is(err, catalogue.ErrJump):
@@ -310,13 +328,13 @@ func statusOf(err error) error {
 	switch {
 	case err == nil, errors.Is(err, errGoodbye), errors.Is(err, errClosing) && !isRefusal(err):
 		return nil
-	case errors.Is(err, errImpostor):
+	case errors.Is(err, errImpostor), errors.Is(err, errForeign):
 		code = codes.PermissionDenied
 	case errors.Is(err, errStale), errors.Is(err, catalogue.ErrJump):
 		code = codes.FailedPrecondition
 	case errors.Is(err, errDuplicate), errors.Is(err, errSuperseded):
 		code = codes.AlreadyExists
-	case errors.Is(err, errFull):
+	case errors.Is(err, errFull), errors.Is(err, errFlood):
 		code = codes.ResourceExhausted
 	case isRefusal(err):
 		code = codes.InvalidArgument

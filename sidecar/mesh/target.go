@@ -8,12 +8,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -22,7 +24,8 @@ import (
 )
 
 const (
-	// forgottenAfter is how long an address is dialled that discovery does not announce, after its node was heard last.
+	// forgottenAfter is how long an address is dialled that discovery does not announce, after its node was heard or the
+	// address was announced last: a source that says something else every second must not make every dial the first one.
 	forgottenAfter = 10 * time.Minute
 	// lookAgain is when an address is dialled again that led to this node itself, or to one that is connected by another
 	// address: it may be somebody else's by then.
@@ -33,10 +36,14 @@ const (
 	steadyAfter = 10 * time.Second
 )
 
+// localPort is how package net names the near end of a connection.
+var localPort = regexp.MustCompile(`\S+->`)
+
 // target is an address that is dialled whenever its node is not connected. Its fields are guarded by Mesh.mu.
 type target struct {
 	addr      string
 	announced bool
+	dropped   time.Time        // when discovery announced it no more
 	cluster   string           // as discovery says, "" where it does not
 	node      catalogue.NodeID // who answered there last
 	heard     time.Time        // when that node was heard last
@@ -150,7 +157,7 @@ func (m *Mesh) attempt(t *target, now time.Time) (wait time.Duration, wanted boo
 			return lookAgain, true // until its link ends, which wakes
 		}
 	}
-	if !t.announced && now.Sub(t.heard) > forgottenAfter {
+	if !t.announced && now.Sub(t.heard) > forgottenAfter && now.Sub(t.dropped) > forgottenAfter {
 		delete(m.targets, t.addr)
 		return 0, false
 	}
@@ -173,8 +180,8 @@ func (m *Mesh) attempted(t *target, err error, now time.Time, pause time.Duratio
 		t.err = err // was logged where the link ended
 	default:
 		m.metrics.dialsFailed.Inc()
-		// The same trouble at every attempt is one line.
-		if t.err == nil || t.err.Error() != err.Error() {
+		// The same trouble at every attempt is one line, also where it names the port that this side had.
+		if t.err == nil || localPort.ReplaceAllString(t.err.Error(), "") != localPort.ReplaceAllString(err.Error(), "") {
 			m.log.Warn("peer not connected", "address", t.addr, "peer_cluster", t.cluster, "error", err)
 		}
 		t.err = err
@@ -185,7 +192,8 @@ func (m *Mesh) attempted(t *target, err error, now time.Time, pause time.Duratio
 // dial connects to an address, and stays while the connection lasts. It returns why it did not come about, or why it
 // ended.
 func (m *Mesh) dial(ctx, links context.Context, t *target) error {
-	conn, err := grpc.NewClient("passthrough:///"+t.addr, m.dialOptions()...)
+	trouble := &trouble{}
+	conn, err := grpc.NewClient("passthrough:///"+t.addr, m.dialOptions(trouble)...)
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", t.addr, err)
 	}
@@ -200,6 +208,10 @@ func (m *Mesh) dial(ctx, links context.Context, t *target) error {
 
 	l, err := m.introduce(call, conn, t)
 	if err != nil {
+		if f := trouble.fault(); f != nil {
+			m.metrics.tlsFailures.WithLabelValues(f.reason).Inc()
+			return f
+		}
 		if cause := context.Cause(call); cause != nil {
 			err = cause
 		}
@@ -255,7 +267,11 @@ func (m *Mesh) introduce(ctx context.Context, conn *grpc.ClientConn, t *target) 
 		return nil, m.turnAway(stream, r)
 	}
 	theirs.Connection = connection
-	if err := m.check(theirs); err != nil {
+	err = m.admit(call.Context(), theirs)
+	if err == nil {
+		err = m.check(theirs)
+	}
+	if err != nil {
 		if errors.Is(err, errSelf) {
 			_ = call.CloseSend()
 			return nil, err
@@ -264,15 +280,11 @@ func (m *Mesh) introduce(ctx context.Context, conn *grpc.ClientConn, t *target) 
 	}
 	m.mu.Lock()
 	t.node = catalogue.NodeID(theirs.GetNode())
-	hint := t.cluster
 	m.mu.Unlock()
 	l := m.newLink(stream, true, theirs, t.addr)
 	if err := m.keep(l); err != nil {
 		_ = call.CloseSend()
 		return nil, err
-	}
-	if hint != "" && hint != l.node.Cluster {
-		l.log.Warn("discovery names another cluster than the node itself", "address", t.addr, "announced", hint)
 	}
 	if err := stream.send(&pb.Frame{Body: &pb.Frame_Confirm{Confirm: &pb.Confirm{}}}); err != nil {
 		l.end(fmt.Errorf("%w: %w", errBroken, err))
@@ -292,9 +304,9 @@ func (m *Mesh) turnAway(stream *dialledStream, r *refusal) error {
 	}
 }
 
-func (m *Mesh) dialOptions() []grpc.DialOption {
+func (m *Mesh) dialOptions(trouble *trouble) []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithTransportCredentials(m.o.Security.dialCredentials()),
+		grpc.WithTransportCredentials(m.o.Security.dialCredentials(trouble)),
 		grpc.WithContextDialer(m.o.Dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
@@ -328,12 +340,23 @@ func (s *dialledStream) recv() (*pb.Frame, error) {
 	return r.GetFrame(), nil
 }
 
+// turnedAway is what a peer has against this node.
+type turnedAway struct{ reason string }
+
+func (e *turnedAway) Error() string { return "refused by the peer: " + e.reason }
+
 // plain takes grpc-go's wrapping off an error that a person will read.
 func plain(err error) error {
-	if s, ok := status.FromError(err); ok && s != nil {
+	s, ok := status.FromError(err)
+	if !ok || s == nil {
+		return err
+	}
+	switch s.Code() {
+	case codes.PermissionDenied, codes.FailedPrecondition, codes.InvalidArgument, codes.ResourceExhausted, codes.Unauthenticated:
+		return &turnedAway{s.Message()}
+	default:
 		return errors.New(s.Message())
 	}
-	return err
 }
 
 // joinAddress makes host:port in the one form by which targets are compared.

@@ -73,6 +73,7 @@ func TestCommands(t *testing.T) {
 				BurstLoss: 0.02, BurstLength: 8, Rate: 2_500_000, Queue: 50_000, Reorder: 0.01, ReorderBy: 20 * ms,
 			}},
 		},
+		{"in any order", []string{"set a to b queue=50000 rate=80k"}, map[way]wan.Params{{"a", "b"}: {Rate: 80_000, Queue: 50_000}}},
 		{"a new rate, a new queue", []string{"set a to b rate=8G", "set a to b rate=80k"}, map[way]wan.Params{{"a", "b"}: {Rate: 80_000}}},
 	}
 	for _, tt := range tests {

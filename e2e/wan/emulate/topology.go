@@ -26,7 +26,7 @@ A and B are hosts, or * for all. Keys:
   rtt, delay, jitter       such as 80ms; rtt is both ways together, delay one way
   loss                     such as 1%
   burst, length            share lost in bursts, such as 0.5%; mean packets in a burst, such as 8
-  rate, queue              bits per second, such as 20M (0: no limit); then bytes that may wait
+  rate, queue              bits per second, such as 20M (0: no limit); bytes that may wait (200 ms of the rate)
   reorder, by              share held back, such as 1%, and how long, such as 20ms
 `
 
@@ -82,6 +82,9 @@ func (t topology) change(verb string, fields []string) error {
 			p.Cut = true
 		case "heal":
 			p.Cut = false
+		}
+		if slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "rate=") }) {
+			p.Queue = 0 // what fits the new rate, unless it is said
 		}
 		for _, setting := range settings {
 			if oneWay && strings.HasPrefix(setting, "rtt=") {
@@ -162,7 +165,6 @@ func with(p wan.Params, setting string) (wan.Params, error) {
 		p.BurstLength, err = strconv.ParseFloat(value, 64)
 	case "rate":
 		p.Rate, err = rate(value)
-		p.Queue = 0
 	case "queue":
 		p.Queue, err = strconv.Atoi(value)
 	case "reorder":

@@ -548,7 +548,7 @@ type Heartbeat struct {
 	// The last heartbeat that the sender has heard, and how long ago. 0 before the first.
 	EchoSequence uint64 `protobuf:"varint,8,opt,name=echo_sequence,json=echoSequence,proto3" json:"echo_sequence,omitempty"`
 	EchoAgeUs    uint64 `protobuf:"varint,9,opt,name=echo_age_us,json=echoAgeUs,proto3" json:"echo_age_us,omitempty"`
-	// How old the last packet is of each stream that the receiver pulls from the sender.
+	// How each stream stands that the receiver pulls from the sender.
 	PacketAges    []*PacketAge `protobuf:"bytes,10,rep,name=packet_ages,json=packetAges,proto3" json:"packet_ages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -654,11 +654,12 @@ func (x *Heartbeat) GetPacketAges() []*PacketAge {
 	return nil
 }
 
-// PacketAge is the time since a stream's last packet.
+// PacketAge is how a stream stands at the sender.
 type PacketAge struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Stream string                 `protobuf:"bytes,1,opt,name=stream,proto3" json:"stream,omitempty"`
-	AgeMs  uint64                 `protobuf:"varint,2,opt,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	// The time since the last packet. Missing where the sender cannot tell, as at an origin, whose server it does not see into.
+	AgeMs *uint64 `protobuf:"varint,2,opt,name=age_ms,json=ageMs,proto3,oneof" json:"age_ms,omitempty"`
 	// The origin's sequence, as the sender has it: it goes on while the origin can be heard.
 	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -703,8 +704,8 @@ func (x *PacketAge) GetStream() string {
 }
 
 func (x *PacketAge) GetAgeMs() uint64 {
-	if x != nil {
-		return x.AgeMs
+	if x != nil && x.AgeMs != nil {
+		return *x.AgeMs
 	}
 	return 0
 }
@@ -1500,11 +1501,12 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\vecho_age_us\x18\t \x01(\x04R\techoAgeUs\x129\n" +
 	"\vpacket_ages\x18\n" +
 	" \x03(\v2\x18.sidestream.v1.PacketAgeR\n" +
-	"packetAges\"V\n" +
+	"packetAges\"f\n" +
 	"\tPacketAge\x12\x16\n" +
-	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x15\n" +
-	"\x06age_ms\x18\x02 \x01(\x04R\x05ageMs\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x94\x01\n" +
+	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1a\n" +
+	"\x06age_ms\x18\x02 \x01(\x04H\x00R\x05ageMs\x88\x01\x01\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequenceB\t\n" +
+	"\a_age_ms\"\x94\x01\n" +
 	"\x05Holds\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\x04R\x04base\x12)\n" +
@@ -1634,6 +1636,7 @@ func file_sidestream_v1_mesh_proto_init() {
 		(*Frame_Goodbye)(nil),
 		(*Frame_Refusal)(nil),
 	}
+	file_sidestream_v1_mesh_proto_msgTypes[6].OneofWrappers = []any{}
 	file_sidestream_v1_mesh_proto_msgTypes[13].OneofWrappers = []any{
 		(*PullAnswer_Grant)(nil),
 		(*PullAnswer_Refused)(nil),

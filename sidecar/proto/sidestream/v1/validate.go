@@ -12,6 +12,8 @@ import (
 const (
 	MaxID          = 253  // bytes in a node id
 	MaxCluster     = 253  // bytes in a cluster's name
+	MaxNamespace   = 63   // bytes in a namespace
+	MaxFingerprint = 64   // bytes in a cluster's fingerprint
 	MaxHost        = 253  // bytes in a host name
 	MaxText        = 512  // bytes in a version or a reason
 	MaxToken       = 4096 // bytes in a pull token
@@ -77,6 +79,12 @@ func (x *Hello) validate() error {
 	}
 	if x.GetCluster() == "" {
 		errs = append(errs, errors.New("cluster is empty"))
+	}
+	if err := validateNamespace(x.GetNamespace()); err != nil {
+		errs = append(errs, err)
+	}
+	if n := len(x.GetClusterFingerprint()); n > MaxFingerprint {
+		errs = append(errs, fmt.Errorf("cluster fingerprint is %d bytes long; at most %d are allowed", n, MaxFingerprint))
 	}
 	if x.GetPort() > 65535 {
 		errs = append(errs, fmt.Errorf("port %d is not one", x.GetPort()))
@@ -192,6 +200,17 @@ func validateID(id string) error {
 		return errors.New("node id is empty")
 	}
 	return validateWord("node id", id, MaxID)
+}
+
+// validateNamespace is for one label of a DNS name (RFC 1123 section 2.1), without regard to case; it may be empty.
+func validateNamespace(s string) error {
+	other := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
+	}
+	if strings.ContainsFunc(s, other) || strings.HasPrefix(s, "-") || strings.HasSuffix(s, "-") {
+		return errors.New("namespace is not a label of a DNS name")
+	}
+	return validateLength("namespace", s, MaxNamespace)
 }
 
 func validateStream(id string) error { return adapters.StreamID(id).Validate() }

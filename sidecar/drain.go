@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+)
+
+// drain tells the peers that this node is about to leave, and returns when no child depends on it any more. An error says
+// who does, after all the time that there is. The node serves on meanwhile, and stays marked as leaving.
+func (n *node) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, n.settings.Relay.Drain)
+	defer cancel()
+	n.logger.Info("draining", "within", n.settings.Relay.Drain)
+	n.mesh.SetDraining(true)
+	for {
+		known, changed := n.known.Snapshot()
+		left := children(known)
+		if len(left) == 0 {
+			n.logger.Info("drained")
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			n.logger.Warn("not drained in time; children will lose their parent", "children", left)
+			return fmt.Errorf("%d nodes still pull from here, the first of them %s: %w", len(left), left[0], ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// children are the nodes that pull anything from this one, by id.
+func children(s *catalogue.State) []catalogue.NodeID {
+	var all []catalogue.NodeID
+	for _, id := range s.Streams() {
+		if _, ok := s.Own(id); ok {
+			all = append(all, s.Children(id, s.Self().ID)...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
