@@ -28,7 +28,7 @@ func newHistoryWorld(seed uint64) *world {
 		connect: span{50 * time.Millisecond, time.Duration(100+r.IntN(3000)) * time.Millisecond},
 		report:  span{0, time.Duration(20+r.IntN(1000)) * time.Millisecond},
 		close:   span{0, time.Duration(20+r.IntN(1500)) * time.Millisecond},
-		offsets: 12 * time.Hour,
+		offsets: 12 * time.Hour, maxRelays: 256,
 	}
 	for o.clusters*o.perCluster < 3 {
 		o.perCluster++
@@ -141,7 +141,14 @@ func (w *world) chaos() {
 		n.boot()
 	case 16:
 		if n.sidecar != nil {
-			n.sidecar.leave()
+			pod, again := w.chance(0.5), w.draw(span{100 * time.Millisecond, 3 * time.Second})
+			n.sidecar.leave(func() {
+				if pod {
+					n.vanish()
+				} else {
+					w.after(again, n.boot)
+				}
+			})
 		}
 	case 17: // one direction of one pair
 		if o != n {

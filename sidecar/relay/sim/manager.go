@@ -26,7 +26,6 @@ const (
 	stepTimeout  = 10 * time.Second
 	holdTime     = 10 * time.Second
 	freeTimeout  = 5 * time.Second
-	maxRelays    = 256
 )
 
 var (
@@ -485,7 +484,7 @@ func (p *sidecar) apply(e *entry) {
 		case r != nil && r.stopping == "":
 			p.stop(e, "moved")
 		case r != nil || p.w.now < e.retryAt || p.occupied(e):
-		case p.running() >= maxRelays:
+		case p.running() >= p.w.maxRelays:
 			settled = true
 		default:
 			p.begin(e)
@@ -672,6 +671,9 @@ func (r *run) publish() {
 		p.outcome(r.e)
 		w.watch.turned(w, at)
 		w.watchTransport(r)
+		if w.begun != nil {
+			w.begun(r)
+		}
 	})
 }
 

@@ -154,6 +154,7 @@ func (p *sidecar) conditions(l *link, c catalogue.Condition) {
 	q.condition = c
 	p.catalogue.SetCondition(l.node.ID, c)
 	p.changed()
+	p.w.tell(p, l.node.ID)
 }
 
 func (p *sidecar) observe(clock uint64) {
@@ -296,9 +297,9 @@ func (p *sidecar) forget(q *peer, tell bool) {
 		l.end(whyLost)
 	}
 	p.w.mark("%s: %s is gone", p.self.ID, q.node.ID)
-	p.w.watch.forgot(p, q.node.ID)
 	p.catalogue.Forget(q.node.ID)
 	p.changed()
+	p.w.tell(p, q.node.ID)
 	p.revisit(q)
 	if !tell || q.told >= 0 && p.w.now-q.told < toldFor {
 		return
@@ -376,6 +377,7 @@ func (p *sidecar) believe(l *link) {
 		p.w.watch.fail(p.w.now, "%s: holds of %s: %v", p.self.ID, l.node.ID, err)
 	}
 	p.changed()
+	p.w.tell(p, l.node.ID)
 }
 
 // announce keeps the announcements up to date with the own holds.

@@ -11,7 +11,10 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
-const writePause = 500 * time.Millisecond
+const (
+	writePause = 500 * time.Millisecond
+	drainTime  = 20 * time.Second
+)
 
 // sidecar is one process of a node: the real catalogue, planner and claims, and around them what the packages mesh and
 // relay do with goroutines and sockets. Where they decide something, this does the same.
@@ -156,38 +159,56 @@ func (p *sidecar) die(told bool) {
 	p.w.watch.connected(p)
 }
 
-// leave ends the process as it should be ended: the relays first, then the mesh.
-func (p *sidecar) leave() {
+// leave ends the process as it should be ended: it says that it is about to, lets the children go elsewhere, ends the relays,
+// and says goodbye.
+func (p *sidecar) leave(done func()) {
+	if p.draining {
+		return
+	}
 	p.w.mark("%s leaves", p.self.ID)
-	p.drain()
-	var goodbye func()
-	goodbye = func() {
-		if !p.alive {
-			return
-		}
-		if p.running() > 0 {
-			p.w.after(50*time.Millisecond, goodbye)
-			return
-		}
-		for _, q := range slices.Clone(p.peers) {
-			for _, l := range slices.Clone(q.links) {
-				l.say(&frame{kind: kindGoodbye})
-				l.ended = true
-			}
-		}
-		p.remember()
-		p.die(false)
-		if p.node.sidecar == p {
-			p.node.sidecar = nil
+	p.draining = true
+	p.catalogue.SetCondition(p.self.ID, catalogue.Condition{Ready: true, Draining: true})
+	p.changed()
+	for _, q := range p.peers {
+		for _, l := range q.links {
+			l.beat(false)
 		}
 	}
-	goodbye()
+	began := p.w.now
+	var wait func()
+	wait = func() {
+		switch {
+		case !p.alive:
+			return
+		case p.parental() && p.w.now-began < drainTime:
+		case !p.ended:
+			p.drain()
+		case p.running() == 0:
+			p.goodbye()
+			done()
+			return
+		}
+		p.w.after(20*time.Millisecond, wait)
+	}
+	wait()
 }
 
-func (w *world) index(id adapters.StreamID) int {
-	i, err := strconv.Atoi(strings.TrimPrefix(string(id), "stream-"))
-	if err != nil {
-		panic(err)
+// parental says whether a node announces to pull anything from this one.
+func (p *sidecar) parental() bool {
+	state, _ := p.catalogue.Snapshot()
+	return state.Load(p.self.ID) > 0
+}
+
+// goodbye parts with the peers.
+func (p *sidecar) goodbye() {
+	for _, q := range p.peers {
+		for _, l := range q.links {
+			l.say(&frame{kind: kindGoodbye})
+		}
 	}
-	return i
+	p.remember()
+	p.die(false)
+	if p.node.sidecar == p {
+		p.node.sidecar = nil
+	}
 }

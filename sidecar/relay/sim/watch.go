@@ -16,7 +16,6 @@ type watch struct {
 	loops    map[int]bool
 	loopsMax time.Duration
 	loopsN   int
-	onForget func(p *sidecar, id NodeID)
 }
 
 type overlapKey struct {
@@ -58,12 +57,6 @@ func (v *watch) err() error {
 		return nil
 	}
 	return fmt.Errorf("%s", strings.Join(v.failures, "; "))
-}
-
-func (v *watch) forgot(p *sidecar, id NodeID) {
-	if v.onForget != nil {
-		v.onForget(p, id)
-	}
 }
 
 // turned looks at a stream after something has changed of it at one server.

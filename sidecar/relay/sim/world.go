@@ -25,6 +25,8 @@ type options struct {
 	report               span          // from what happens at a media server to what it reports
 	close                span          // a session's way from DELETE to being gone
 	offsets              time.Duration // by which nodes' clocks differ at most
+	maxRelays            int
+	real                 bool // names are as long as they are in Kubernetes
 }
 
 type span struct{ least, most time.Duration }
@@ -38,11 +40,14 @@ type world struct {
 	nodes   []*node
 	ids     map[NodeID]*node // all that ever were
 	names   []adapters.StreamID
+	indices map[adapters.StreamID]int
 	members map[string][]*node
 	wires   [][]wire // from, to
 	meter   *meter   // nil: bytes are not counted
 	watch   *watch
-	session int // the last one's name, at any server
+	news    func(p *sidecar, from NodeID) // called when a sidecar has heard something, where it is not nil
+	begun   func(r *run)                  // likewise, when a relay is live
+	session int                           // the last one's name, at any server
 	quietAt time.Duration
 }
 
@@ -55,13 +60,22 @@ type wire struct {
 }
 
 func newWorld(seed uint64, o options) *world {
-	w := &world{options: o, rand: rand.New(rand.NewPCG(seed, 4)), watch: newWatch(), ids: map[NodeID]*node{}, members: map[string][]*node{}}
+	w := &world{options: o, rand: rand.New(rand.NewPCG(seed, 4)), watch: newWatch(), ids: map[NodeID]*node{}, indices: map[adapters.StreamID]int{}, members: map[string][]*node{}}
 	for i := range o.streams {
-		w.names = append(w.names, adapters.StreamID(fmt.Sprintf("stream-%d", i)))
+		name := adapters.StreamID(fmt.Sprintf("stream-%d", i))
+		if o.real {
+			name = adapters.StreamID(fmt.Sprintf("studio/camera-%05d", i))
+		}
+		w.names = append(w.names, name)
+		w.indices[name] = i
 	}
 	for c := range o.clusters {
 		for i := range o.perCluster {
-			n := newNode(w, len(w.nodes), fmt.Sprintf("cluster-%c", 'a'+c), fmt.Sprintf("%c%d", 'a'+c, i))
+			cluster, id := fmt.Sprintf("cluster-%c", 'a'+c), fmt.Sprintf("%c%d", 'a'+c, i)
+			if o.real {
+				cluster, id = fmt.Sprintf("eu-central-%d", c), fmt.Sprintf("%08x-9dc0-41d1-b245-5ffdce74fad2", w.rand.Uint32())
+			}
+			n := newNode(w, len(w.nodes), cluster, id)
 			w.nodes = append(w.nodes, n)
 			w.members[n.cluster] = append(w.members[n.cluster], n)
 		}
@@ -178,4 +192,12 @@ func (w *world) watchTransport(r *run) {
 			r.end(errTransport)
 		}
 	})
+}
+
+func (w *world) index(id adapters.StreamID) int { return w.indices[id] }
+
+func (w *world) tell(p *sidecar, from NodeID) {
+	if w.news != nil {
+		w.news(p, from)
+	}
 }
