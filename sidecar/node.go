@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -33,7 +32,6 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/discovery/endpointslice"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
-	"github.com/sidestream-dev/sidestream/sidecar/planner"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
@@ -74,10 +72,10 @@ type node struct {
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
-	superseded prometheus.Gauge
+	superseded *supersededMetrics
 
-	mu      sync.Mutex
-	readers map[adapters.StreamID]int // as the media server reported last
+	mu       sync.Mutex
+	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
 }
 
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
@@ -85,17 +83,15 @@ type node struct {
 func newNode(settings config.Config, around surroundings, logger *slog.Logger) (_ *node, err error) {
 	n := &node{
 		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
-		readers: map[adapters.StreamID]int{},
+		reported: map[adapters.StreamID]adapters.Stream{},
 	}
 	defer func() {
 		if err != nil {
 			n.close()
 		}
 	}()
-	n.superseded = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "sidestream_superseded_publications", Help: "Publications at this node's server that later ones elsewhere beat.",
-	})
-	n.registry.MustRegister(n.superseded, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.superseded = newSupersededMetrics(n.registry)
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, l := range []struct {
 		to            *net.Listener
 		what, address string
@@ -119,6 +115,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 	n.known = catalogue.New(catalogue.Node{
 		ID: n.state.Node, Incarnation: n.state.Incarnation, Cluster: settings.Cluster,
 	})
+	n.known.SetPolicy(policyOf(settings))
 	if err := n.known.Restore(n.state.Record); err != nil {
 		n.logger.Warn("what was remembered cannot be true; going on without it", "error", err)
 	}
@@ -230,6 +227,7 @@ func (n *node) openMesh() (err error) {
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
+		Flows:   n.flows,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
@@ -292,7 +290,7 @@ func (n *node) run(ctx context.Context) error {
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
 	}
-	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.discover}
+	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.endSuperseded, n.discover}
 	n.logger.Info("running", "gateway", n.listeners.gateway.Addr().String(), "peers", n.listeners.peer.Addr().String(),
 		"admin", n.listeners.admin.Addr().String(), "incarnation", n.state.Incarnation)
 	return runStages(ctx, server, doors, working)
@@ -367,12 +365,12 @@ func newBackOff() *backoff.ExponentialBackOff {
 }
 
 func (n *node) report(streams []adapters.Stream) {
-	readers := make(map[adapters.StreamID]int, len(streams))
+	reported := make(map[adapters.StreamID]adapters.Stream, len(streams))
 	for _, s := range streams {
-		readers[s.ID] = s.Readers
+		reported[s.ID] = s
 	}
 	n.mu.Lock()
-	n.readers = readers
+	n.reported = reported
 	n.mu.Unlock()
 	if err := n.known.SetLocal(streams); err != nil {
 		n.logger.Warn("streams are not announced", "error", err)
@@ -380,14 +378,19 @@ func (n *node) report(streams []adapters.Stream) {
 	n.relays.Report(streams)
 }
 
-func (n *node) readersOf(id adapters.StreamID) int {
+func (n *node) streamOf(id adapters.StreamID) (adapters.Stream, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	count, ok := n.readers[id]
+	s, ok := n.reported[id]
+	return s, ok
+}
+
+func (n *node) readersOf(id adapters.StreamID) int {
+	s, ok := n.streamOf(id)
 	if !ok {
 		return -1
 	}
-	return count
+	return s.Readers
 }
 
 // watchKnown follows what is known of the streams: it tells the mesh on which nodes media depends here, and people which
@@ -396,56 +399,14 @@ func (n *node) watchKnown(ctx context.Context) error {
 	var beaten superseded
 	for {
 		state, changed := n.known.Snapshot()
-		n.mesh.SetRelated(related(state))
-		n.superseded.Set(float64(beaten.follow(state, n.logger)))
+		n.mesh.SetRelated(state.Related())
+		n.superseded.present.Set(float64(beaten.follow(state, n.logger)))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
 		}
 	}
-}
-
-// related are the parents and children of what is held here.
-func related(s *catalogue.State) []catalogue.NodeID {
-	self := s.Self().ID
-	set := map[catalogue.NodeID]bool{}
-	for _, id := range s.Streams() {
-		own, ok := s.Own(id)
-		if !ok {
-			continue
-		}
-		if parent := own.Parent(); parent != "" {
-			set[parent] = true
-		}
-		for _, child := range s.Children(id, self) {
-			set[child] = true
-		}
-	}
-	nodes := make([]catalogue.NodeID, 0, len(set))
-	for id := range set {
-		nodes = append(nodes, id)
-	}
-	slices.Sort(nodes)
-	return nodes
-}
-
-// superseded are the publications at the own server that others elsewhere beat, by name, and by which.
-type superseded map[adapters.StreamID]catalogue.Publication
-
-// follow logs what has changed, and counts them.
-func (s *superseded) follow(state *catalogue.State, logger *slog.Logger) int {
-	now := superseded{}
-	for _, h := range state.Superseded() {
-		winner, _ := state.Winner(h.Stream)
-		now[h.Stream] = winner
-		if (*s)[h.Stream] != winner {
-			logger.Warn("publication is superseded; only viewers of this node see it", "stream", h.Stream, "epoch", h.Epoch,
-				"by", winner.Origin, "by_epoch", winner.Epoch)
-		}
-	}
-	*s = now
-	return len(now)
 }
 
 // openDiscovery puts together the sources of peers that the settings name.
@@ -559,6 +520,24 @@ func (p parents) Pull(ctx context.Context, parent catalogue.NodeID, id adapters.
 
 func (p parents) RTT(id catalogue.NodeID) (time.Duration, bool) { return p.mesh.RTT(id) }
 
+func (p parents) PacketAge(parent catalogue.NodeID, id adapters.StreamID) (time.Duration, bool) {
+	return p.mesh.PacketAge(parent, id)
+}
+
+func (p parents) Sequence(parent catalogue.NodeID, id adapters.StreamID) (uint64, bool) {
+	return p.mesh.Sequence(parent, id)
+}
+
+// flows are the streams that a child pulls from here.
+func (n *node) flows(child catalogue.NodeID) map[adapters.StreamID]mesh.Flow {
+	flows := n.relays.Flows(child)
+	told := make(map[adapters.StreamID]mesh.Flow, len(flows))
+	for id, f := range flows {
+		told[id] = mesh.Flow(f)
+	}
+	return told
+}
+
 // answers is what the mesh asks of this node on behalf of others.
 type answers struct{ node *node }
 
@@ -566,14 +545,14 @@ func (a answers) Claim(from catalogue.NodeID, id adapters.StreamID, epoch uint64
 	return mesh.Claim(a.node.relays.Claim(from, id, epoch))
 }
 
-// Grant lets a child pull what is held here, unless it would be pulling from itself.
+// Grant lets a child pull what is held here, unless it would be pulling from itself, or the stream may not leave.
 func (a answers) Grant(child catalogue.NodeID, id adapters.StreamID) (mesh.Grant, error) {
-	known, _ := a.node.known.Snapshot()
-	own, err := planner.Source(known, child, id)
+	grant, err := a.node.relays.Grant(child, id)
 	if err != nil {
 		return mesh.Grant{}, &mesh.RefusedError{Reason: err.Error()}
 	}
-	return mesh.Grant{Token: a.node.tokens.Issue(string(child), id), Path: own.Path, Epoch: own.Epoch}, nil
+	grant.Token = a.node.tokens.Issue(string(child), id)
+	return mesh.Grant(grant), nil
 }
 
 // runSidecar is the command "run".

@@ -48,6 +48,7 @@ type Config struct {
 	Gateway Gateway `envPrefix:"GATEWAY_"`
 	Peer    Peer    `envPrefix:"PEER_"`
 	Relay   Relay   `envPrefix:"RELAY_"`
+	Publish Publish `envPrefix:"PUBLISH_"`
 	Admin   Admin   `envPrefix:"ADMIN_"`
 	SFU     SFU     `envPrefix:"SFU_"`
 	Log     Log     `envPrefix:"LOG_"`
@@ -110,8 +111,13 @@ type Peer struct {
 
 // Relay says when streams are carried here, and how they spread from here.
 type Relay struct {
-	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer.
+	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next two
+	// the first entry that matches a name decides, against it where the entry begins with "!".
 	Pins []string `env:"PINS"`
+	// Export lists what may leave the cluster, Import what of other clusters is taken notice of; empty: everything. They are
+	// the same at all nodes of a cluster.
+	Export []string `env:"EXPORT"`
+	Import []string `env:"IMPORT"`
 	// Linger is how long a relay goes on after its last viewer.
 	Linger time.Duration `env:"LINGER" envDefault:"15s"`
 	// FanOut bounds how many children pull one stream from this node.
@@ -119,6 +125,17 @@ type Relay struct {
 	// Drain bounds how long /drain waits for the children to find other parents. It has to end before the pod is killed:
 	// its termination grace period less five seconds is right.
 	Drain time.Duration `env:"DRAIN" envDefault:"20s"`
+}
+
+// Publish says what becomes of two publications of one name, of which every node shows the same one.
+type Publish struct {
+	// Conflict says how a publication here stands against others of its name. It goes with the publication, so that all
+	// nodes agree.
+	Conflict Conflict `env:"CONFLICT" envDefault:"newest"`
+	// Priority is for the policy "priority": the higher wins. Publications of other policies have 0.
+	Priority int32 `env:"PRIORITY"`
+	// OnSupersede says what happens to a publication here that another elsewhere beats.
+	OnSupersede Supersede `env:"ON_SUPERSEDE" envDefault:"keep"`
 }
 
 // Admin is the port for probes, metrics and status.
@@ -161,6 +178,31 @@ const (
 
 // UnmarshalText accepts one of the constants.
 func (s *Security) UnmarshalText(text []byte) error { return oneOf(s, text, TLS, SharedKey, Plaintext) }
+
+// Conflict is a policy for publications of one name.
+type Conflict string
+
+// The policies: the publication that began last, or first, or that of the highest priority.
+const (
+	Newest   Conflict = "newest"
+	Oldest   Conflict = "oldest"
+	Priority Conflict = "priority"
+)
+
+// UnmarshalText accepts one of the constants.
+func (c *Conflict) UnmarshalText(text []byte) error { return oneOf(c, text, Newest, Oldest, Priority) }
+
+// Supersede is what happens to a publication that another beats.
+type Supersede string
+
+// It goes on for the viewers of its own node, or is ended where the adapter can.
+const (
+	Keep Supersede = "keep"
+	End  Supersede = "end"
+)
+
+// UnmarshalText accepts one of the constants.
+func (o *Supersede) UnmarshalText(text []byte) error { return oneOf(o, text, Keep, End) }
 
 // Format is the look of log lines.
 type Format string
@@ -363,7 +405,7 @@ func (f field) hint() string {
 		return "a time such as 10s or 1m30s"
 	case bool:
 		return "true or false"
-	case int:
+	case int, int32:
 		return "a whole number"
 	case netip.Addr:
 		return "an IP address such as 10.0.0.7"
@@ -377,6 +419,10 @@ func (f field) hint() string {
 		return "debug, info, warn or error"
 	case Security:
 		return "tls, shared-key or plaintext"
+	case Conflict:
+		return "newest, oldest or priority"
+	case Supersede:
+		return "keep or end"
 	case Format:
 		return "json or text"
 	default:

@@ -117,15 +117,24 @@ func (c Config) Validate() error {
 			"or leave the key away")
 	}
 
-	for _, p := range c.Relay.Pins {
-		if _, err := path.Match(p, ""); p == "" || strings.Contains(p, ",") || err != nil {
-			f.add("SIDESTREAM_RELAY_PINS holds %q: write stream names or patterns such as studio/*, commas between them", p)
-		}
-	}
+	f.names("SIDESTREAM_RELAY_PINS", c.Relay.Pins)
+	f.names("SIDESTREAM_RELAY_EXPORT", c.Relay.Export)
+	f.names("SIDESTREAM_RELAY_IMPORT", c.Relay.Import)
 	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 100*time.Millisecond, time.Hour)
 	f.duration("SIDESTREAM_RELAY_DRAIN", c.Relay.Drain, time.Second, time.Hour)
 	if c.Relay.FanOut < 1 || c.Relay.FanOut > 1000 {
 		f.add("SIDESTREAM_RELAY_FAN_OUT is %d: allow between 1 and 1000 children per stream", c.Relay.FanOut)
+	}
+
+	if oneOf(new(Conflict), []byte(c.Publish.Conflict), Newest, Oldest, Priority) != nil {
+		f.add("SIDESTREAM_PUBLISH_CONFLICT is %q: write newest, oldest or priority", c.Publish.Conflict)
+	}
+	if c.Publish.Priority != 0 && c.Publish.Conflict != Priority {
+		f.add("SIDESTREAM_PUBLISH_PRIORITY is %d, which counts only with SIDESTREAM_PUBLISH_CONFLICT=priority: set that too, or unset it",
+			c.Publish.Priority)
+	}
+	if oneOf(new(Supersede), []byte(c.Publish.OnSupersede), Keep, End) != nil {
+		f.add("SIDESTREAM_PUBLISH_ON_SUPERSEDE is %q: write keep or end", c.Publish.OnSupersede)
 	}
 
 	f.listen("SIDESTREAM_ADMIN_LISTEN", c.Admin.Listen)
@@ -224,6 +233,17 @@ func (f *faults) kubernetesName(name, value, what string) {
 func (f *faults) file(name, value, what string) {
 	if value != "" && !path.IsAbs(value) {
 		f.add("%s is %q: give the absolute path of %s", name, value, what)
+	}
+}
+
+// names checks a list of stream names and patterns.
+func (f *faults) names(setting string, list []string) {
+	for _, entry := range list {
+		pattern := strings.TrimPrefix(entry, "!")
+		if _, err := path.Match(pattern, ""); pattern == "" || strings.Contains(pattern, ",") || err != nil {
+			f.add("%s holds %q: write stream names or patterns such as studio/*, a leading ! where it says no, commas between them",
+				setting, entry)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (m *Mesh) refresh() {
 
 	for cluster, before := range clusters {
 		told := m.o.Catalogue.Announcement(cluster)
-		if before == nil || !slices.EqualFunc(before.told, told, equalHolds) {
+		if before == nil || !sameHolds(before.told, told) {
 			clusters[cluster] = &announcement{told: told, holds: m.announceable(told)}
 		}
 	}

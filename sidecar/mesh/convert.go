@@ -41,9 +41,28 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 	return h
 }
 
+func grantFrame(g Grant) *pb.Grant {
+	return &pb.Grant{
+		Token: g.Token, Path: texts(g.Path), Epoch: g.Epoch, Priority: g.Priority, Oldest: g.Oldest, Sequence: g.Sequence,
+	}
+}
+
+// grantFrom lacks the URL.
+func grantFrom(p *pb.Grant) Grant {
+	return Grant{
+		Token: p.GetToken(), Path: nodeIDs(p.GetPath()), Epoch: p.GetEpoch(), Priority: p.GetPriority(), Oldest: p.GetOldest(),
+		Sequence: p.GetSequence(),
+	}
+}
+
 func equalHolds(a, b catalogue.Hold) bool {
 	return a.Stream == b.Stream && a.Epoch == b.Epoch && a.Priority == b.Priority && a.Oldest == b.Oldest && a.Delay == b.Delay &&
 		slices.Equal(a.Path, b.Path) && slices.Equal(a.Tracks, b.Tracks)
+}
+
+// sameHolds compares two sets at no cost where they are the same slice, as the catalogue gives it while nothing changes.
+func sameHolds(a, b []catalogue.Hold) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, equalHolds))
 }
 
 func compareEpochs(a, b catalogue.Hold) int { return cmp.Compare(a.Epoch, b.Epoch) }

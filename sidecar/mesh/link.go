@@ -578,9 +578,7 @@ func (l *link) handlePull(r *pb.PullRequest) error {
 		text := err.Error()
 		answer.Result = &pb.PullAnswer_Refused{Refused: text[:min(len(text), pb.MaxText)]}
 	} else {
-		answer.Result = &pb.PullAnswer_Grant{Grant: &pb.Grant{
-			Token: grant.Token, Path: texts(grant.Path), Epoch: grant.Epoch,
-		}}
+		answer.Result = &pb.PullAnswer_Grant{Grant: grantFrame(grant)}
 	}
 	return l.answer(&pb.Frame{Body: &pb.Frame_PullAnswer{PullAnswer: answer}})
 }

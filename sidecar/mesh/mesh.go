@@ -65,7 +65,11 @@ type Claim struct {
 type Grant struct {
 	Token string             // for the header Sidestream-Pull-Token
 	Path  []catalogue.NodeID // the parent's current path, origin first, parent last
-	Epoch uint64
+	// Epoch, Priority and Oldest are the publication's, whose origin is the first of the path.
+	Epoch    uint64
+	Priority int32
+	Oldest   bool
+	Sequence uint64 // the origin's, as the parent has it; 0 where it does not say
 	// URL is where to POST the WHEP offer. The asking side fills it in: a parent does not know by which address it is
 	// reached.
 	URL string
@@ -355,12 +359,9 @@ func (m *Mesh) Pull(ctx context.Context, parent catalogue.NodeID, stream adapter
 		return Grant{}, fmt.Errorf("pull %s from %s: it has not told the address of its peer port", stream, parent)
 	}
 	u := url.URL{Scheme: m.o.Security.Scheme(), Host: from.address, Path: "/whep/" + string(stream)}
-	return Grant{
-		Token: pull.GetGrant().GetToken(),
-		Path:  nodeIDs(pull.GetGrant().GetPath()),
-		Epoch: pull.GetGrant().GetEpoch(),
-		URL:   u.String(),
-	}, nil
+	grant := grantFrom(pull.GetGrant())
+	grant.URL = u.String()
+	return grant, nil
 }
 
 // RTT is the smoothed round trip to a node; false before the first measurement.

@@ -226,8 +226,6 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 			d.end(WhyQuiet)
 		}
 	}
-	_, alive := in.State.Node(relay.Parent)
-	lost := runs && !alive && relay.Publication == best // those that hang on it are no better, also when the relay has ended
 	runs = runs && !d.Drop
 	switch {
 	case runs && !held:
@@ -240,6 +238,8 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	}
 
 	current := runs && relay.Publication == best
+	_, alive := in.State.Node(relay.Parent)
+	lost := current && !alive
 	senior := Senior(in.State, stream, row.Holders())
 	in.gather(&d, row, relay, current, lost, senior)
 	near, far := in.near, in.far

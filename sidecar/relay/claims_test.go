@@ -115,6 +115,56 @@ func TestLeaseIsForAnEpoch(t *testing.T) {
 	o.want("a3", 9, "a2")
 }
 
+// TestLeaseUnderOtherPolicies: a later epoch is no better by itself.
+func TestLeaseUnderOtherPolicies(t *testing.T) {
+	oldest := func(epoch uint64, path ...ID) catalogue.Hold {
+		h := hold(epoch, path...)
+		h.Oldest = true
+		return h
+	}
+	o := newOwner(t)
+	o.holds("b1", oldest(3, "b1"))
+	o.holds("c1", oldest(7, "c1"))
+	o.want("a2", 7, "granted") // it has not heard of the older one, which it will pull
+	o.want("a3", 3, "a2")
+	o.want("a4", 7, "a2")
+	o.holds("a2", oldest(7, "c1", "a2"))
+	o.after(5 * time.Second)
+	o.want("a3", 3, "granted") // what a2 holds is beaten
+	o.holds("a3", oldest(3, "b1", "a3"))
+	o.after(time.Hour)
+	o.want("a2", 3, "a3")
+	o.want("a2", 7, "a3")
+	o.want("a2", 9, "granted") // the owner has not heard of that one: it may be of a higher priority
+	o.want("a3", 3, "granted") // who holds the winner is adopted
+}
+
+// TestLeaseFollowsTheHold: a grantee whose parent turned out to have a later publication keeps its right.
+func TestLeaseFollowsTheHold(t *testing.T) {
+	o := newOwner(t)
+	o.want("a2", 3, "granted")
+	o.holds("a2", hold(5, "b1", "a2"))
+	o.holds("b1", hold(5, "b1"))
+	o.holds("a2")
+	o.want("a3", 5, "a2")
+}
+
+// TestLeaseOfANodeThatLeaves: it keeps nothing that another wants.
+func TestLeaseOfANodeThatLeaves(t *testing.T) {
+	drains := catalogue.Condition{Ready: true, Draining: true}
+	o := newOwner(t)
+	o.holds("b1", hold(1, "b1"))
+	o.want("a2", 1, "granted")
+	o.catalogue.SetCondition("a2", drains)
+	o.want("a2", 1, "granted") // nobody else has asked
+	o.want("a3", 1, "granted")
+	o.want("a2", 1, "a3")
+	o.holds("a3", hold(1, "b1", "a3"))
+	o.catalogue.SetCondition("a3", drains)
+	o.want("a4", 1, "granted") // though a3 holds it
+	o.want("a2", 1, "a3")      // which is about to leave itself
+}
+
 func TestHoldsAreAdopted(t *testing.T) {
 	o := newOwner(t)
 	first := planner.Rank("x", []ID{"a2", "a3"})[0]

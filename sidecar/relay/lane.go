@@ -32,6 +32,7 @@ const (
 type lane struct {
 	kind    webrtc.RTPCodecType
 	history *media.History    // of what came in; answers the local server's NACKs too
+	last    *atomic.Int64     // when the last packet came, in Unix nanoseconds; shared by the session's lanes
 	report  func(step string) // records a step
 	fail    func(err error)   // ends the session
 
@@ -55,13 +56,13 @@ type lane struct {
 	seenPacket, seenKeyFrame bool
 }
 
-func newLane(kind webrtc.RTPCodecType, report func(string), fail func(error)) *lane {
+func newLane(kind webrtc.RTPCodecType, last *atomic.Int64, report func(string), fail func(error)) *lane {
 	size := audioHistory
 	if kind == webrtc.RTPCodecTypeVideo {
 		size = videoHistory
 	}
 	return &lane{
-		kind: kind, history: media.NewHistory(size), report: report, fail: fail, started: make(chan struct{}),
+		kind: kind, history: media.NewHistory(size), last: last, report: report, fail: fail, started: make(chan struct{}),
 	}
 }
 
@@ -82,6 +83,7 @@ func (l *lane) Packet(p *media.Packet) {
 	if uint32(p.Header.PayloadType) != l.payloadType.Load() && !l.follow(p.Header.PayloadType) {
 		return
 	}
+	l.last.Store(p.Arrival.UnixNano())
 	if l.through.Load() {
 		l.history.Add(p)
 		l.out.Packet(p)

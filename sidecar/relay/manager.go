@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -27,11 +26,14 @@ const (
 	claimTimeout = 300 * time.Millisecond // after which an owner counts as silent
 	claimAgain   = time.Second            // a node whose claim was granted to another asks again after this
 	pullTimeout  = 5 * time.Second
-	missingTime  = time.Second      // for which a parent without a source is remembered
-	serverTime   = time.Second      // in which the local server reports a publisher that took a stream over
-	rememberTime = time.Second      // for which a relay waits at most until it is remembered
-	steadyTime   = 10 * time.Second // a relay that lived this long starts its backoff afresh
-	doubtTime    = time.Minute      // in which a server notices that a publisher, or a relay, is gone
+	missingTime  = time.Second            // for which a parent without a source is remembered
+	serverTime   = time.Second            // in which the local server reports a publisher that took a stream over
+	rememberTime = time.Second            // for which a relay waits at most until it is remembered
+	steadyTime   = 10 * time.Second       // a relay that lived this long starts its backoff afresh
+	doubtTime    = time.Minute            // in which a server notices that a publisher, or a relay, is gone
+	soonTime     = 500 * time.Millisecond // after which a parent has heard the origin again
+	quietTime    = 2 * time.Second        // without a packet, after which a relay is quiet
+	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 )
 
 // Errors of Acquire beside adapters.ErrNoStream and the context's.
@@ -44,14 +46,33 @@ var (
 	errPending = errors.New("not decided yet")
 	errOver    = errors.New("the session ended")
 	errGrant   = errors.New("refused grant")
+
+	// errInfeasible: the parent may have the stream from this node. A moment later that is known.
+	errInfeasible = errors.New("it has not heard the origin since this node has")
 )
 
 // Grant is a parent's leave to pull a stream from it.
 type Grant struct {
 	Token string
 	Path  []catalogue.NodeID // from the origin to the parent, as it is now
-	Epoch uint64
-	URL   string // where to POST the WHEP offer, with the token
+	// Epoch, Priority and Oldest are the publication's, whose origin is the first of the path.
+	Epoch    uint64
+	Priority int32
+	Oldest   bool
+	Sequence uint64 // the origin's, as the parent has it; 0: the parent does not say
+	URL      string // where to POST the WHEP offer, with the token
+}
+
+// Publication is which one is granted. The path is not empty.
+func (g Grant) Publication() catalogue.Publication {
+	return catalogue.Publication{Epoch: g.Epoch, Origin: g.Path[0], Priority: g.Priority, Oldest: g.Oldest}
+}
+
+// Flow is how a stream stands at this node, for a child that pulls it from here.
+type Flow struct {
+	Age      time.Duration // of the last packet
+	Known    bool          // the age is known: an origin does not see into its server
+	Sequence uint64        // the origin's, as this node has it
 }
 
 // peers is what the manager asks of other nodes.
@@ -60,8 +81,12 @@ type peers interface {
 	Claim(ctx context.Context, owner catalogue.NodeID, stream adapters.StreamID, epoch uint64) (Claim, error)
 	// Pull asks a parent for a stream. The error wraps adapters.ErrNoStream where the parent has no source for it.
 	Pull(ctx context.Context, parent catalogue.NodeID, stream adapters.StreamID) (Grant, error)
-	// RTT is the measured round trip to a node. It must not wait for the manager.
+	// RTT is the measured round trip to a node. Like PacketAge and Sequence, it must not wait for the manager.
 	RTT(id catalogue.NodeID) (time.Duration, bool)
+	// PacketAge is how old a stream's last packet is at a parent, and Sequence the sequence of the stream's origin, by what the
+	// parent said last; false where that says nothing of the stream.
+	PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (time.Duration, bool)
+	Sequence(parent catalogue.NodeID, stream adapters.StreamID) (uint64, bool)
 }
 
 // Runner carries one stream from one parent into the local server, once. Session is one.
@@ -71,6 +96,10 @@ type Runner interface {
 	Run(ctx context.Context) error
 	// Live is closed once media flows into the local server.
 	Live() <-chan struct{}
+	// Ended is closed when media flows no longer, or never will, before what was taken is freed.
+	Ended() <-chan struct{}
+	// LastPacket is when the last packet came from the parent, zero before the first.
+	LastPacket() time.Time
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
 	Location() string
 	Status() SessionStatus
@@ -91,10 +120,10 @@ type ManagerOptions struct {
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
 	Remember   func(context.Context)
-	Pins       []string      // names, or patterns as of path.Match, of streams that are carried without viewers
-	Linger     time.Duration // for which a relay goes on when nobody wants it any more; 0: 15 s
-	MaxRelays  int           // 0: 256
-	FanOut     int           // children that a parent should have for a stream; 0: planner.DefaultFanOut
+	Pins       catalogue.Names // streams that are carried without viewers
+	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
+	MaxRelays  int             // 0: 256
+	FanOut     int             // children that a parent should have for a stream; 0: planner.DefaultFanOut
 	Registerer prometheus.Registerer
 	Logger     *slog.Logger // nil: discard
 }
@@ -106,14 +135,26 @@ type Manager struct {
 	o       ManagerOptions
 	claims  *Claims
 	metrics *managerMetrics
+	began   time.Time
 	kick    chan struct{} // holds one item while there may be something to do
 
-	mu      sync.Mutex
-	entries map[adapters.StreamID]*entry
-	server  map[adapters.StreamID]adapters.Stream // as the local server reported last
-	doubts  map[adapters.StreamID]time.Time       // since when a name is one of the catalogue's doubts
-	left    []adapters.StreamID                   // doubts from the process before
-	ended   bool
+	mu       sync.Mutex
+	entries  map[adapters.StreamID]*entry
+	server   map[adapters.StreamID]adapters.Stream // as the local server reported last
+	doubts   map[adapters.StreamID]time.Time       // since when a name is one of the catalogue's doubts
+	left     []adapters.StreamID                   // doubts from the process before
+	feasible planner.Feasibility
+	runs     int  // relays and attempts
+	live     int  // of those, whose hold is announced
+	stale    bool // the holds differ from what is announced
+	ended    bool
+
+	// What is to be planned again: streams that something touched, or all; and each entry when it is due.
+	seen    *catalogue.State // at the last plan
+	touched map[adapters.StreamID]struct{}
+	all     bool
+	full    bool      // a stream waits for another's relay to end
+	due     time.Time // no entry is due before; zero: none is
 }
 
 // entry is a stream that is, or was a moment ago, wanted or carried here.
@@ -123,6 +164,7 @@ type entry struct {
 	demand     planner.Demand
 	lastDemand time.Time
 	decision   planner.Decision
+	due        time.Time // when to plan again if nothing happens before; zero: never
 	claim      planner.Claim
 	asking     bool
 	run        *run // what runs, or is about to end
@@ -153,19 +195,23 @@ type run struct {
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
 	delay       time.Duration
 	tracks      []adapters.Track
-	priority    int32
+	sequence    uint64 // the origin's, as the parent told it last
 	session     Runner // nil until granted
 	cancel      context.CancelFunc
 	stopping    string // why it is being ended, "" if it is not
 	why         planner.Reason
 	since       time.Time
 	liveAt      time.Time
+	withdrawn   bool // it was live, and its hold counts no more
 	reported    bool // the local server has reported the stream since it is live
 }
 
-func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && r.stopping == "" }
+func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn }
 
-// NewManager makes a manager that does nothing until it is Run. Patterns among the pins that are malformed match nothing.
+// ending says whether nothing can be done with it but wait for its end.
+func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdrawn) }
+
+// NewManager makes a manager that does nothing until it is Run. The sequence of this node's publications begins with it.
 func NewManager(o ManagerOptions) *Manager {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -176,9 +222,11 @@ func NewManager(o ManagerOptions) *Manager {
 		o:       o,
 		claims:  NewClaims(),
 		metrics: newManagerMetrics(o.Registerer),
+		began:   time.Now(),
 		kick:    make(chan struct{}, 1),
 		entries: map[adapters.StreamID]*entry{},
 		doubts:  map[adapters.StreamID]time.Time{},
+		touched: map[adapters.StreamID]struct{}{},
 	}
 }
 
@@ -229,6 +277,9 @@ func (m *Manager) drain() {
 	m.publish()
 }
 
+// touch has a stream planned again.
+func (m *Manager) touch(id adapters.StreamID) { m.touched[id] = struct{}{} }
+
 func (m *Manager) wake() {
 	select {
 	case m.kick <- struct{}{}:
@@ -247,6 +298,16 @@ func (m *Manager) Report(streams []adapters.Stream) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
+	for id, s := range server {
+		if before, ok := m.server[id]; !ok || before.Readers != s.Readers || before.Waiting != s.Waiting {
+			m.touch(id)
+		}
+	}
+	for id := range m.server {
+		if _, ok := server[id]; !ok {
+			m.touch(id)
+		}
+	}
 	m.server = server
 	for id, e := range m.entries {
 		r := e.run
@@ -297,9 +358,11 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 	}
 	e := m.entry(id)
 	e.held++
+	m.touch(id)
 	unhold := sync.OnceFunc(func() {
 		e.held--
 		e.lastDemand = time.Now()
+		m.touch(id)
 		m.wake()
 	})
 	release = func() {
@@ -352,6 +415,81 @@ func (m *Manager) Claim(from catalogue.NodeID, stream adapters.StreamID, epoch u
 	return c
 }
 
+// Grant is this node's leave for a child to pull what is held here, without a token and a URL; or the error says why not, as
+// planner.Source has it.
+func (m *Manager) Grant(child catalogue.NodeID, stream adapters.StreamID) (Grant, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state, _ := m.o.Catalogue.Snapshot()
+	own, err := planner.Source(state, child, stream)
+	if err != nil {
+		return Grant{}, err
+	}
+	sequence, ok := m.handOn(state, own)
+	if !ok {
+		return Grant{}, fmt.Errorf("hand on %s to %s: it is about to be withdrawn: %w", stream, child, adapters.ErrNoStream)
+	}
+	return Grant{Path: own.Path, Epoch: own.Epoch, Priority: own.Priority, Oldest: own.Oldest, Sequence: sequence}, nil
+}
+
+// Flows are the streams that a child announces to pull from here, as far as there is a source for them. What it returns is
+// for the child: it must be called for each heartbeat to a child, and without a lock that RTT, PacketAge or Sequence take.
+func (m *Manager) Flows(child catalogue.NodeID) map[adapters.StreamID]Flow {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	state, _ := m.o.Catalogue.Snapshot()
+	pulls := state.Pulls(child)
+	if len(pulls) == 0 {
+		return nil
+	}
+	now := time.Now()
+	flows := make(map[adapters.StreamID]Flow, len(pulls))
+	for _, id := range pulls {
+		own, ok := state.Own(id)
+		if theirs, _ := state.Hold(child, id); !ok || theirs.Publication() != own.Publication() {
+			continue
+		}
+		sequence, ok := m.handOn(state, own)
+		if !ok {
+			continue
+		}
+		f := Flow{Sequence: sequence}
+		if len(own.Path) > 1 {
+			last := m.entries[id].run.session.LastPacket()
+			f.Age, f.Known = now.Sub(last), !last.IsZero()
+		}
+		flows[id] = f
+	}
+	return flows
+}
+
+// Children is how many pulls other nodes announce from this one, of all streams.
+func (m *Manager) Children() int {
+	state, _ := m.o.Catalogue.Snapshot()
+	return state.Load(state.Self().ID)
+}
+
+// handOn is the sequence that goes with the node's own hold to a child, and remembers that it does; false where the hold
+// counts no more.
+func (m *Manager) handOn(state *catalogue.State, own catalogue.Hold) (uint64, bool) {
+	if len(own.Path) == 1 {
+		return planner.Sequence(m.o.Catalogue.Self().Incarnation, time.Since(m.began)), true
+	}
+	e := m.entries[own.Stream]
+	if e == nil || !e.run.live() || e.run.publication != own.Publication() {
+		return 0, false
+	}
+	r := e.run
+	// What the parent says belongs to the path that it announces.
+	if h, ok := state.Hold(r.parent, e.id); ok && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
+		if sequence, ok := m.o.Peers.Sequence(r.parent, e.id); ok {
+			r.sequence = sequence
+		}
+	}
+	m.feasible.Told(e.id, r.publication, r.sequence, len(r.path)-1)
+	return r.sequence, true
+}
+
 func (m *Manager) entry(id adapters.StreamID) *entry {
 	e := m.entries[id]
 	if e == nil {
@@ -379,51 +517,52 @@ func (m *Manager) settle(e *entry, outcome error) {
 	}
 }
 
-// reconcile plans and applies the plan. It returns when to plan again if nothing happens before, and what is to be run in
-// goroutines.
+// reconcile plans again what has been touched or is due, and applies the plan. It returns when to plan again if nothing
+// happens before, and what is to be run in goroutines.
 func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	soonest := func(t time.Time) {
-		if t.After(now) && (next.IsZero() || t.Before(next)) {
-			next = t
-		}
+	next = earlier(next, m.believe(now))
+	state := m.learn()
+	m.follow(state)
+	if m.stale {
+		m.publish()
+		state = m.learn()
 	}
-	m.believe(now, soonest)
-	m.follow()
-	m.publish()
-	state, _ := m.o.Catalogue.Snapshot()
 	m.claims.Observe(now, state)
-	m.raise(state, now)
+	m.collect(now)
 
 	in := planner.Input{
 		State: state, Now: now, Avoid: m.avoid, RTT: m.o.Peers.RTT, FanOut: m.o.FanOut,
 		Relays: map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
 	}
-	for _, id := range slices.Sorted(maps.Keys(m.entries)) {
-		e := m.entries[id]
-		if !e.demand.Any() {
-			soonest(e.lastDemand.Add(m.o.Linger))
-			e.demand.Lingering = now.Sub(e.lastDemand) < m.o.Linger
+	for _, id := range m.streams(state) {
+		e := m.raise(state, id, now)
+		if e == nil {
+			continue
 		}
+		e.due = time.Time{}
 		switch {
 		case !e.demand.Any() && !e.demand.Lingering:
 			m.stop(e, endUnwanted)
 			e.decision = planner.Decision{Stream: id}
-			if m.idle(e, now, soonest) {
+			if m.idle(e, now) {
 				delete(m.entries, id)
 			}
-		case e.run == nil || e.run.stopping == "":
+		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
-			if r := e.run; r != nil {
-				in.Relays[id] = planner.Relay{
-					Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(),
-				}
+			if e.run != nil {
+				in.Relays[id] = m.relay(e, state, now)
 			}
 		}
+		if e.demand.Lingering {
+			m.wait(e, now, e.lastDemand.Add(m.o.Linger))
+		}
 	}
+	clear(m.touched)
+	m.all = false
 	for _, d := range planner.Plan(in) {
 		e := m.entries[d.Stream]
 		if d.Action == planner.Ask && d.Owner == state.Self().ID {
@@ -433,34 +572,133 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			d = planner.Plan(in)[0]
 		}
 		e.decision = d
-		soonest(d.Until)
 		if f := m.apply(ctx, e, state, now); f != nil {
 			start = append(start, f)
 		}
-		soonest(e.retryAt)
+		m.wait(e, now, d.Until)
+		m.wait(e, now, e.retryAt)
 	}
 	m.publish()
 	m.count()
-	return next, start
+	next = earlier(next, m.due)
+	self := state.Self().ID
+	return earlier(next, m.feasible.Forget(now, func(id adapters.StreamID) bool {
+		row := state.Row(id)
+		_, held := row.Hold(self)
+		return held || len(row.Children(self)) > 0
+	})), start
+}
+
+// learn takes notice of what the catalogue knows now.
+func (m *Manager) learn() *catalogue.State {
+	state, _ := m.o.Catalogue.Snapshot()
+	changed, ok := state.Changed(m.seen)
+	m.all = m.all || !ok
+	for _, id := range changed {
+		m.touch(id)
+	}
+	m.seen = state
+	return state
+}
+
+// collect touches the entries that are due.
+func (m *Manager) collect(now time.Time) {
+	if m.due.IsZero() || now.Before(m.due) {
+		return
+	}
+	m.due = time.Time{}
+	for id, e := range m.entries {
+		switch {
+		case e.due.IsZero():
+		case now.Before(e.due):
+			m.due = earlier(m.due, e.due)
+		default:
+			m.touch(id)
+		}
+	}
+}
+
+// wait makes an entry due at a time, if that is to come.
+func (m *Manager) wait(e *entry, now, until time.Time) {
+	if until.After(now) {
+		e.due = earlier(e.due, until)
+		m.due = earlier(m.due, until)
+	}
+}
+
+// earlier of two times; zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// streams are those to plan for again, sorted.
+func (m *Manager) streams(state *catalogue.State) []adapters.StreamID {
+	if m.all {
+		for id := range m.entries {
+			m.touch(id)
+		}
+		for id := range m.server {
+			m.touch(id)
+		}
+		if len(m.o.Pins) > 0 {
+			for _, id := range state.Streams() {
+				m.touch(id)
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(m.touched))
+}
+
+// relay is what runs for an entry, as the planner knows it.
+func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner.Relay {
+	r := e.run
+	relay := planner.Relay{
+		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
+	}
+	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
+		return relay
+	}
+	last := r.session.LastPacket()
+	if last.Before(r.liveAt) {
+		last = r.liveAt
+	}
+	if quiet := last.Add(quietTime); now.Before(quiet) {
+		m.wait(e, now, quiet)
+		return relay
+	}
+	age, told := m.o.Peers.PacketAge(r.parent, e.id)
+	relay.Quiet = !told || age < quietTime
+	m.wait(e, now, now.Add(quietAgain))
+	return relay
 }
 
 // believe ends the catalogue's doubts when their time has come.
-func (m *Manager) believe(now time.Time, soonest func(time.Time)) {
+func (m *Manager) believe(now time.Time) (next time.Time) {
 	doubts := m.o.Catalogue.Doubts()
-	maps.DeleteFunc(m.doubts, func(id adapters.StreamID, _ time.Time) bool { return !slices.Contains(doubts, id) })
+	for id := range m.doubts {
+		if !slices.Contains(doubts, id) {
+			delete(m.doubts, id)
+			m.touch(id)
+		}
+	}
 	for _, id := range doubts {
 		since, ok := m.doubts[id]
 		switch {
 		case !ok:
 			m.doubts[id] = now
-			soonest(now.Add(doubtTime))
+			next = earlier(next, now.Add(doubtTime))
 		case now.Sub(since) < doubtTime:
-			soonest(since.Add(doubtTime))
+			next = earlier(next, since.Add(doubtTime))
 		default:
 			m.o.Catalogue.Believe(id)
+			m.touch(id)
 			m.left = slices.DeleteFunc(m.left, func(other adapters.StreamID) bool { return other == id })
 		}
 	}
+	return next
 }
 
 // occupied says whether the server still has what may be a relay's of the process before, and may be a publisher's: to
@@ -471,24 +709,38 @@ func (m *Manager) occupied(id adapters.StreamID) bool {
 	return reported && !s.Waiting && doubt && slices.Contains(m.left, id)
 }
 
-// follow lets the holds of live relays follow their parents' paths.
-func (m *Manager) follow() {
-	state, _ := m.o.Catalogue.Snapshot()
+// follow lets the holds of live relays follow their parents'.
+func (m *Manager) follow(state *catalogue.State) {
+	if m.all {
+		for id, e := range m.entries {
+			m.followOne(state, id, e.run)
+		}
+		return
+	}
+	for id := range m.touched {
+		if e := m.entries[id]; e != nil {
+			m.followOne(state, id, e.run)
+		}
+	}
+}
+
+func (m *Manager) followOne(state *catalogue.State, id adapters.StreamID, r *run) {
+	if !r.live() {
+		return
+	}
 	self := state.Self().ID
-	for id, e := range m.entries {
-		r := e.run
-		if !r.live() {
-			continue
-		}
-		h, ok := state.Hold(r.parent, id)
-		if !ok || h.Publication() != r.publication || h.Through(self) || len(h.Path) >= catalogue.MaxPath {
-			continue
-		}
-		if own := r.path[:len(r.path)-1]; !slices.Equal(own, h.Path) {
-			r.path = append(slices.Clip(h.Path), self)
-			r.delay = m.delay(h)
-		}
-		r.tracks, r.priority = h.Tracks, h.Priority
+	h, ok := state.Hold(r.parent, id)
+	if !ok || h.Publication() != r.publication || h.Through(self) || len(h.Path) >= catalogue.MaxPath {
+		return
+	}
+	if own := r.path[:len(r.path)-1]; !slices.Equal(own, h.Path) {
+		r.path = append(slices.Clip(h.Path), self)
+		r.delay = m.delay(h)
+		m.stale = true
+	}
+	if !slices.Equal(r.tracks, h.Tracks) {
+		r.tracks = h.Tracks
+		m.stale = true
 	}
 }
 
@@ -500,11 +752,16 @@ func (m *Manager) delay(parent catalogue.Hold) time.Duration {
 
 // publish announces what is live, and so withdraws what is not any more.
 func (m *Manager) publish() {
-	var holds []catalogue.Hold
+	if !m.stale {
+		return
+	}
+	m.stale = false
+	holds := make([]catalogue.Hold, 0, m.live)
 	for id, e := range m.entries {
 		if r := e.run; r.live() {
 			holds = append(holds, catalogue.Hold{
-				Stream: id, Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay, Priority: r.priority, Tracks: r.tracks,
+				Stream: id, Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay,
+				Priority: r.publication.Priority, Oldest: r.publication.Oldest, Tracks: r.tracks,
 			})
 		}
 	}
@@ -513,55 +770,46 @@ func (m *Manager) publish() {
 	}
 }
 
-// raise finds out why each stream is wanted.
-func (m *Manager) raise(state *catalogue.State, now time.Time) {
-	for _, e := range m.entries {
-		if e.demand.Any() {
-			e.lastDemand = now // so it was until now
-		}
-		e.demand = planner.Demand{Viewers: e.held, Children: len(state.Children(e.id, state.Self().ID))}
+// raise finds out why a stream is wanted. It gives the stream's entry, nil where there is none and need be none.
+func (m *Manager) raise(state *catalogue.State, id adapters.StreamID, now time.Time) *entry {
+	row := state.Row(id)
+	_, published := state.Origin(id)
+	_, held := row.Winner()
+	pinned := held && !published && m.o.Pins.Lists(id)
+	s, reported := m.server[id]
+	played := reported && (s.Readers > 0 || s.Waiting)
+	e := m.entries[id]
+	if e == nil && !pinned && (!played || published) {
+		return nil
 	}
-	for id, s := range m.server {
-		if s.Readers <= 0 && !s.Waiting {
-			continue
-		}
-		if _, ok := state.Origin(id); ok && m.entries[id] == nil {
-			continue
-		}
-		e := m.entry(id)
+	if e == nil {
+		e = m.entry(id)
+	}
+	if e.demand.Any() {
+		e.lastDemand = now // so it was until now
+	}
+	d := planner.Demand{Viewers: e.held, Children: len(row.Children(state.Self().ID)), Pinned: pinned}
+	if played {
 		readers := max(s.Readers, 0)
 		if s.Waiting {
 			readers = max(readers, 1)
 		}
-		e.demand.Viewers += max(readers-e.demand.Children, 0)
+		d.Viewers += max(readers-d.Children, 0)
 	}
-	if len(m.o.Pins) > 0 {
-		for _, id := range state.Streams() {
-			if _, ok := state.Origin(id); ok || !m.pinned(id) {
-				continue
-			}
-			m.entry(id).demand.Pinned = true
-		}
+	if d.Any() {
+		e.lastDemand = now
+	} else {
+		d.Lingering = now.Sub(e.lastDemand) < m.o.Linger
 	}
-	for _, e := range m.entries {
-		if e.demand.Any() {
-			e.lastDemand = now
-		}
-	}
-}
-
-func (m *Manager) pinned(id adapters.StreamID) bool {
-	return slices.ContainsFunc(m.o.Pins, func(pin string) bool {
-		ok, err := path.Match(pin, string(id))
-		return pin == string(id) || ok && err == nil
-	})
+	e.demand = d
+	return e
 }
 
 // idle says whether nothing is left to remember of an entry.
-func (m *Manager) idle(e *entry, now time.Time, soonest func(time.Time)) bool {
+func (m *Manager) idle(e *entry, now time.Time) bool {
 	for parent, f := range e.failures {
 		if now.Before(f.until) {
-			soonest(f.until)
+			m.wait(e, now, f.until)
 			continue
 		}
 		delete(e.failures, parent)
@@ -580,11 +828,7 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
 	if e.run != nil && (d.Drop || d.Action == planner.Nothing) {
-		end := endLoop
-		if d.Why == planner.WhyOrigin || d.Why == planner.WhySuperseded {
-			end = endOrigin
-		}
-		m.stop(e, end)
+		m.stop(e, endOf(d.End))
 	}
 	outcome := errPending
 	switch d.Action {
@@ -601,15 +845,16 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	case planner.Run:
 		r := e.run
 		switch {
-		case r != nil && r.parent == d.Parent && r.publication == d.Hold.Publication():
+		case r != nil && !r.ending() && r.parent == d.Parent && r.publication == d.Hold.Publication():
 			r.why = d.Why
-		case r != nil && r.stopping == "":
+		case r != nil && !r.ending():
 			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 			m.stop(e, endMoved)
 		case r != nil || now.Before(e.retryAt) || m.occupied(e.id):
 			// It goes on when that has ended.
-		case m.running() >= m.o.MaxRelays:
+		case m.runs >= m.o.MaxRelays:
 			outcome = ErrFull
+			m.full = true
 		default:
 			start = m.start(ctx, e, now)
 		}
@@ -640,25 +885,9 @@ func (m *Manager) refused(e *entry, state *catalogue.State, now time.Time) bool 
 	return true
 }
 
-func (m *Manager) running() int {
-	n := 0
-	for _, e := range m.entries {
-		if e.run != nil {
-			n++
-		}
-	}
-	return n
-}
-
 func (m *Manager) count() {
-	live := 0
-	for _, e := range m.entries {
-		if e.run.live() {
-			live++
-		}
-	}
-	m.metrics.live.Set(float64(live))
-	m.metrics.connecting.Set(float64(m.running() - live))
+	m.metrics.live.Set(float64(m.live))
+	m.metrics.connecting.Set(float64(m.runs - m.live))
 }
 
 // start begins a relay as the decision says.
@@ -667,9 +896,10 @@ func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
-		tracks: d.Hold.Tracks, priority: d.Hold.Priority, cancel: cancel, why: d.Why, since: now,
+		tracks: d.Hold.Tracks, cancel: cancel, why: d.Why, since: now,
 	}
 	e.run = r
+	m.runs++
 	m.metrics.starts.Inc()
 	return func() {
 		defer cancel()
@@ -684,17 +914,23 @@ func (m *Manager) stop(e *entry, why string) {
 	if r == nil || r.stopping != "" {
 		return
 	}
-	m.retain(e, r)
+	m.withdraw(e, r)
 	r.stopping = why
 	r.cancel()
 	m.settle(e, errPending)
 }
 
-// retain keeps the right to pull for a moment longer than the hold, as the owner does.
-func (m *Manager) retain(e *entry, r *run) {
-	if r.live() && r.outside {
+// withdraw takes back the hold of a live relay. The right to pull is kept for a moment longer than it, as the owner does.
+func (m *Manager) withdraw(e *entry, r *run) {
+	if !r.live() {
+		return
+	}
+	if r.outside {
 		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: time.Now().Add(leaseTime)}
 	}
+	r.withdrawn, m.stale = true, true
+	m.live--
+	m.settle(e, errPending)
 }
 
 // ask claims the right to pull.
@@ -708,6 +944,7 @@ func (m *Manager) ask(ctx context.Context, e *entry, owner catalogue.NodeID, epo
 	defer m.wake()
 	now := time.Now()
 	e.asking = false
+	m.touch(e.id)
 	if err == nil && (c.Granted || c.Holder != "") {
 		m.metrics.claims.WithLabelValues(c.label()).Inc()
 		e.claim = m.claimed(epoch, c, now)
@@ -751,7 +988,13 @@ func (m *Manager) carry(ctx context.Context, e *entry, r *run) error {
 	wg.Go(func() {
 		select {
 		case <-session.Live():
-			m.live(e, r)
+			m.announce(e, r)
+		case <-ended:
+			return
+		}
+		select {
+		case <-session.Ended():
+			m.silence(e, r)
 		case <-ended:
 		}
 	})
@@ -770,7 +1013,7 @@ func (m *Manager) pull(ctx context.Context, e *entry, r *run) (Runner, error) {
 	defer cancel()
 	grant, err := m.o.Peers.Pull(ctx, r.parent, e.id)
 	if err == nil {
-		err = m.accept(grant, r)
+		err = m.accept(e.id, grant, r)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s from %s: %w", e.id, r.parent, err)
@@ -778,14 +1021,14 @@ func (m *Manager) pull(ctx context.Context, e *entry, r *run) (Runner, error) {
 	session := m.o.NewSession(Spec{Stream: e.id, Parent: r.parent, Grant: grant})
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.publication = catalogue.Publication{Epoch: grant.Epoch, Origin: grant.Path[0]}
+	r.publication, r.sequence = grant.Publication(), grant.Sequence
 	r.path = append(slices.Clip(grant.Path), m.o.Catalogue.Self().ID)
 	r.session = session
 	return session, nil
 }
 
 // accept says why a grant cannot be used.
-func (m *Manager) accept(g Grant, r *run) error {
+func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	switch {
 	case len(g.Path) == 0 || g.Path[len(g.Path)-1] != r.parent:
 		return fmt.Errorf("%w: its path does not end in the parent", errGrant)
@@ -793,17 +1036,22 @@ func (m *Manager) accept(g Grant, r *run) error {
 		return fmt.Errorf("%w: the parent has the stream from this node", errGrant)
 	case len(g.Path) >= catalogue.MaxPath:
 		return fmt.Errorf("%w: its path has %d nodes", errGrant, len(g.Path))
-	case r.publication.Beats(catalogue.Publication{Epoch: g.Epoch, Origin: g.Path[0]}):
+	case r.publication.Beats(g.Publication()):
 		return fmt.Errorf("%w: epoch %d of %s is superseded", errGrant, g.Epoch, g.Path[0])
 	}
 	if err := m.o.Catalogue.Observe(g.Epoch); err != nil {
 		return fmt.Errorf("%w: %w", errGrant, err)
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if g.Sequence != 0 && !m.feasible.Accepts(stream, g.Publication(), g.Sequence, len(g.Path)-1) {
+		return errInfeasible
+	}
 	return nil
 }
 
-// live announces a relay whose media flows.
-func (m *Manager) live(e *entry, r *run) {
+// announce announces a relay whose media flows.
+func (m *Manager) announce(e *entry, r *run) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
@@ -811,6 +1059,9 @@ func (m *Manager) live(e *entry, r *run) {
 		return
 	}
 	r.liveAt = time.Now()
+	m.live++
+	m.stale = true
+	m.touch(e.id)
 	m.o.Catalogue.Located(e.id, r.session.Location())
 	m.publish()
 	m.settle(e, nil)
@@ -820,13 +1071,25 @@ func (m *Manager) live(e *entry, r *run) {
 		"after", r.liveAt.Sub(r.since), "why", r.why)
 }
 
+// silence withdraws the hold of a relay whose media has ended, while what it took is freed.
+func (m *Manager) silence(e *entry, r *run) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.withdraw(e, r)
+	m.publish()
+	m.count()
+}
+
 // finish records how a relay ended. Its hold is withdrawn before anything else is tried.
 func (m *Manager) finish(e *entry, r *run, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
-	m.retain(e, r)
+	m.withdraw(e, r)
 	e.run = nil
+	m.runs--
+	m.touch(e.id)
+	m.all, m.full = m.all || m.full, false
 	m.publish()
 	if r.session != nil {
 		m.o.Catalogue.Located(e.id, r.session.Location())
@@ -872,11 +1135,14 @@ func (m *Manager) fail(e *entry, r *run, err error) {
 		e.retry.Reset()
 		e.failed = 0
 	}
-	e.failed++
 	end := endFailed
-	if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
+	if errors.Is(err, errInfeasible) {
+		f.missing, f.until, end = false, now.Add(soonTime), endInfeasible
+	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
+		e.failed++
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
 	} else {
+		e.failed++
 		f.missing, f.publication = errors.Is(err, adapters.ErrNoStream), r.publication
 		if f.missing {
 			f.until, end = now.Add(missingTime), endRefused

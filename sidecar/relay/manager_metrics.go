@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidestream-dev/sidestream/sidecar/planner"
 )
 
 // Labels' values.
@@ -18,10 +20,14 @@ const (
 	endMoved    = "moved"
 	endOrigin   = "origin"
 	endLoop     = "loop"
+	endLost     = "lost"
+	endQuiet    = "quiet"
 	endDrained  = "drained"
 	endDropped  = "dropped"
 	endRefused  = "refused"
 	endFailed   = "failed"
+
+	endInfeasible = "infeasible"
 
 	claimGranted = "granted"
 	claimHeld    = "held"
@@ -76,7 +82,9 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout} {
 		m.acquires.WithLabelValues(v)
 	}
-	for _, v := range []string{endUnwanted, endMoved, endOrigin, endLoop, endDrained, endDropped, endRefused, endFailed} {
+	for _, v := range []string{
+		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible,
+	} {
 		m.ends.WithLabelValues(v)
 	}
 	for _, v := range []string{claimGranted, claimHeld, claimSilent} {
@@ -103,4 +111,17 @@ func (c Claim) label() string {
 		return claimHeld
 	}
 	return claimForeign
+}
+
+// endOf is the label for why the planner ends a relay.
+func endOf(why planner.Reason) string {
+	switch why {
+	case planner.WhyOrigin, planner.WhySuperseded:
+		return endOrigin
+	case planner.WhyLost:
+		return endLost
+	case planner.WhyQuiet:
+		return endQuiet
+	}
+	return endLoop
 }

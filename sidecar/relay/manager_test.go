@@ -242,9 +242,26 @@ type peers struct {
 	silent map[ID]bool
 	answer relay.Claim // of owners that are not silent
 	pull   map[ID]func(adapters.StreamID) (relay.Grant, error)
+
+	ages      map[ID]time.Duration // of x, as parents say
+	sequences map[ID]uint64
 }
 
 func (p *peers) RTT(ID) (time.Duration, bool) { return 40 * time.Millisecond, true }
+
+func (p *peers) PacketAge(parent ID, _ adapters.StreamID) (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	age, ok := p.ages[parent]
+	return age, ok
+}
+
+func (p *peers) Sequence(parent ID, _ adapters.StreamID) (uint64, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sequence, ok := p.sequences[parent]
+	return sequence, ok
+}
 
 func (p *peers) Claim(ctx context.Context, owner ID, _ adapters.StreamID, _ uint64) (relay.Claim, error) {
 	p.mu.Lock()
@@ -283,10 +300,13 @@ type session struct {
 	relay.Spec
 	name    string
 	connect time.Duration
-	failing error // instead of becoming live
-	silent  bool  // never becomes live
+	failing error         // instead of becoming live
+	silent  bool          // never becomes live
+	lasts   time.Duration // from when it is live until it ends; 0: for ever
 	end     chan error
 	live    chan struct{}
+	ended   chan struct{}
+	last    time.Time // when the last packet came; zero: a moment ago
 	freed   bool
 }
 
@@ -295,7 +315,7 @@ func (b *bed) newSession(spec relay.Spec) *session {
 	defer b.mu.Unlock()
 	s := &session{
 		bed: b, Spec: spec, name: fmt.Sprint("s", len(b.sessions)), connect: connectTime,
-		end: make(chan error, 1), live: make(chan struct{}),
+		end: make(chan error, 1), live: make(chan struct{}), ended: make(chan struct{}),
 	}
 	for _, other := range b.sessions {
 		if other.Stream == s.Stream && !other.freed {
@@ -315,14 +335,26 @@ func (s *session) isFreed() bool {
 	return s.freed
 }
 
-func (s *session) Live() <-chan struct{} { return s.live }
-func (s *session) Location() string      { return "http://server/whip/x/" + s.name }
+func (s *session) Live() <-chan struct{}  { return s.live }
+func (s *session) Ended() <-chan struct{} { return s.ended }
+
+func (s *session) LastPacket() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last.IsZero() {
+		return time.Now()
+	}
+	return s.last
+}
+
+func (s *session) Location() string { return "http://server/whip/x/" + s.name }
 func (s *session) Status() relay.SessionStatus {
 	return relay.SessionStatus{Stream: s.Stream, Location: s.Location()}
 }
 
 func (s *session) Run(ctx context.Context) error {
 	defer func() {
+		close(s.ended)
 		time.Sleep(freeTime)
 		s.mu.Lock()
 		s.freed = true
@@ -349,9 +381,15 @@ func (s *session) Run(ctx context.Context) error {
 	if !s.silent {
 		close(s.live)
 	}
+	var over <-chan time.Time
+	if s.lasts > 0 {
+		over = time.After(s.lasts)
+	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-over:
+		return errors.New("crash")
 	case err := <-s.end:
 		return err
 	}
@@ -746,7 +784,7 @@ func TestBackoff(t *testing.T) {
 func TestRelayThatDiesAtOnceBacksOff(t *testing.T) {
 	run(t, nil, func(b *bed) {
 		b.peer("b1", "5 b1")
-		b.setScript(func(s *session) { s.end <- errors.New("crash") })
+		b.setScript(func(s *session) { s.lasts = time.Millisecond })
 		b.report(func(server map[adapters.StreamID]adapters.Stream) {
 			server["y"] = adapters.Stream{ID: "y", Session: "1"} // an origin beside it is not touched
 		})
@@ -1046,6 +1084,211 @@ func TestMetricsHaveNoStreams(t *testing.T) {
 		}
 		if got := b.count("sidestream_relays", "live"); got != 1 {
 			b.Errorf("%v live", got)
+		}
+	})
+}
+
+// TestQuiet: a parent that lives but holds nothing any more is left when nothing comes from it either, long before the
+// connection notices; but not while it says itself that its source is paused, and not while packets come.
+func TestQuiet(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		b.peer("c1", "5 b1 c1")
+		defer b.play()()
+		after(time.Minute)
+		stopped := time.Now()
+		b.locked(func() {
+			b.sessions[0].last = stopped
+			b.peers.ages = map[ID]time.Duration{"b1": 5 * time.Second}
+		})
+		after(time.Minute) // it is paused, and the parent holds it
+		b.wantOwn("5 b1 a1")
+		b.peer("b1")
+		after(time.Minute)
+		b.wantOwn("5 b1 a1") // the parent says so
+		b.locked(func() { b.peers.ages = nil })
+		after(time.Second + freeTime + connectTime)
+		b.wantOwn("5 b1 c1 a1")
+		if got := b.count("sidestream_relay_ends_total", "quiet"); got != 1 {
+			b.Errorf("%v ended for being quiet", got)
+		}
+		b.peer("c1") // and packets go on
+		after(time.Minute)
+		b.wantOwn("5 b1 c1 a1")
+		b.locked(func() { b.sessions[1].last = time.Now() })
+		b.wantOwn("5 b1 c1 a1")
+		after(2*time.Second + 100*time.Millisecond)
+		b.wantOwn("")
+	})
+}
+
+// TestConnectingToALostParent: what does not flow yet is no reason to stay.
+func TestConnectingToALostParent(t *testing.T) {
+	for name, lose := range map[string]func(b *bed){
+		"its heartbeat is lost": func(b *bed) { b.catalogue.Forget("b1") },
+		"it holds nothing":      func(b *bed) { b.peer("b1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, nil, func(b *bed) {
+				b.peer("b1", "5 b1")
+				b.peer("c1", "5 b1 c1")
+				b.setScript(func(s *session) { s.connect = time.Hour })
+				result := make(chan error, 1)
+				go func() {
+					release, err := b.acquire()
+					if err == nil {
+						release()
+					}
+					result <- err
+				}()
+				after(connectTime)
+				b.wantPulls("b1")
+				b.setScript(nil)
+				lose(b)
+				if err := <-result; err != nil {
+					b.Error(err)
+				}
+				b.wantPulls("b1", "c1")
+				b.wantOwn("5 b1 c1 a1")
+				if got := b.count("sidestream_relay_ends_total", "lost"); got != 1 {
+					b.Errorf("%v ended for a lost parent", got)
+				}
+			})
+		})
+	}
+}
+
+// TestHoldEndsWithTheMedia: it is withdrawn before the session is freed, which can take seconds.
+func TestHoldEndsWithTheMedia(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		b.play()()
+		b.last().end <- errors.New("connection lost")
+		b.wantOwn("")
+		if b.last().isFreed() {
+			b.Error("it is withdrawn only when the session is freed")
+		}
+		if _, err := b.manager.Grant("c1", "x"); !errors.Is(err, adapters.ErrNoStream) {
+			b.Errorf("granted meanwhile: %v", err)
+		}
+		after(time.Second)
+		b.wantOwn("5 b1 a1")
+	})
+}
+
+// TestFeasibleParents: a parent that may have the stream from this node is not taken; a moment later it has heard the origin
+// itself, or it has not.
+func TestFeasibleParents(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		grant := func(sequence uint64, path ...ID) func(adapters.StreamID) (relay.Grant, error) {
+			return func(adapters.StreamID) (relay.Grant, error) {
+				return relay.Grant{Epoch: 5, Path: path, Sequence: sequence}, nil
+			}
+		}
+		b.peer("b1", "5 b1")
+		b.setPull("b1", grant(100, "b1"))
+		defer b.play()()
+		b.peer("d1", "5 b1 a1 d1")
+		given, err := b.manager.Grant("d1", "x")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if d := cmp.Diff(relay.Grant{Path: []ID{"b1", "a1"}, Epoch: 5, Sequence: 100}, given); d != "" {
+			b.Error(d)
+		}
+		b.locked(func() { b.peers.sequences = map[ID]uint64{"b1": 110} })
+		want := map[adapters.StreamID]relay.Flow{"x": {Known: true, Sequence: 110}}
+		if d := cmp.Diff(want, b.manager.Flows("d1")); d != "" {
+			b.Error(d)
+		}
+		if flows := b.manager.Flows("c1"); flows != nil {
+			b.Errorf("flows to one that pulls nothing: %v", flows)
+		}
+		// The origin's server goes away for this node; c1 says that it has it from elsewhere, but it has it from d1.
+		b.peer("c1", "5 b1 e1 c1")
+		b.peer("b1")
+		b.setPull("b1", grant(0))
+		b.setPull("c1", grant(110, "b1", "e1", "c1"))
+		b.last().end <- errors.New("connection lost")
+		after(3 * time.Second)
+		b.wantOwn("")
+		if s := b.status(); !strings.Contains(s.LastError, "heard the origin") {
+			b.Errorf("last error %q", s.LastError)
+		}
+		if _, pulls, _ := b.made(); pulls < 5 || pulls > 8 {
+			b.Errorf("%d pulls in three seconds", pulls)
+		}
+		b.setPull("c1", grant(111, "b1", "e1", "c1"))
+		after(soon + connectTime)
+		b.wantOwn("5 b1 e1 c1 a1")
+	})
+}
+
+const soon = 500 * time.Millisecond
+
+// TestOriginsFlow: an origin does not see into its server; its sequence grows with time.
+func TestOriginsFlow(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.report(func(server map[adapters.StreamID]adapters.Stream) {
+			server["x"] = adapters.Stream{ID: "x", Session: "publisher"}
+		})
+		b.peer("b1", "1 a1 b1")
+		first := b.manager.Flows("b1")["x"]
+		after(time.Minute)
+		second := b.manager.Flows("b1")["x"]
+		if first.Known || second.Known || second.Sequence-first.Sequence != 300 {
+			b.Errorf("%+v, a minute later %+v", first, second)
+		}
+		if n := b.manager.Children(); n != 1 {
+			b.Errorf("%d children", n)
+		}
+		b.report(func(server map[adapters.StreamID]adapters.Stream) { delete(server, "x") })
+	})
+}
+
+// TestDrainingParent: it is left at once where there is another, and chosen only where there is none.
+func TestDrainingParent(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true, Draining: true})
+		defer b.play()()
+		b.wantPulls("b1")
+		b.peer("c1", "5 e1 b1 c1") // has it from there
+		after(time.Minute)
+		b.wantOwn("5 e1 b1 a1")
+		b.peer("c1", "5 e1 c1")
+		after(freeTime + connectTime)
+		b.wantPulls("b1", "c1")
+		b.wantOwn("5 e1 c1 a1")
+	})
+}
+
+// TestManyStreamsLinger: streams that nothing touches are not planned again, and yet the time comes for each.
+func TestManyStreamsLinger(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		var holds []catalogue.Hold
+		for i := range 100 {
+			holds = append(holds, catalogue.Hold{Stream: adapters.StreamID(fmt.Sprint("s", i)), Epoch: 1, Path: []ID{"b1"}})
+		}
+		if err := b.catalogue.SetPeer(catalogue.Node{ID: "b1", Cluster: "b"}, holds); err != nil {
+			b.Fatal(err)
+		}
+		for i := range 100 {
+			release, err := b.manager.Acquire(b.Context(), holds[i].Stream)
+			if err != nil {
+				b.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			release()
+		}
+		for n := 100; n > 0; n -= 10 {
+			if got := len(b.manager.Status()); got > n {
+				b.Errorf("%d streams, want at most %d", got, n)
+			}
+			after(4 * time.Second)
+		}
+		if got := b.manager.Status(); len(got) != 0 {
+			b.Errorf("status at rest: %+v", got)
 		}
 	})
 }

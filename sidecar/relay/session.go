@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/sdp/v3"
@@ -92,6 +93,8 @@ type Session struct {
 	limits  limits
 
 	live     chan struct{}
+	over     chan struct{} // closed when media has ended
+	last     atomic.Int64  // when the last packet came from the parent, in Unix nanoseconds; 0: none has
 	arrivals chan struct{} // capacity 1: a track has come
 	failures chan error    // capacity 1: what ends the session from within the media path
 
@@ -117,12 +120,23 @@ func NewSession(o SessionOptions) *Session {
 		limits: limits{
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
-		live: make(chan struct{}), arrivals: make(chan struct{}, 1), failures: make(chan error, 1),
+		live: make(chan struct{}), over: make(chan struct{}), arrivals: make(chan struct{}, 1), failures: make(chan error, 1),
 	}
 }
 
 // Live is closed once media flows into the local server: video from a key frame on.
 func (s *Session) Live() <-chan struct{} { return s.live }
+
+// Ended is closed when media flows no longer, or never will; Run returns when both sides are freed.
+func (s *Session) Ended() <-chan struct{} { return s.over }
+
+// LastPacket is when the last packet came from the parent, zero before the first.
+func (s *Session) LastPacket() time.Time {
+	if last := s.last.Load(); last != 0 {
+		return time.Unix(0, last)
+	}
+	return time.Time{}
+}
 
 // Location is the URL of the session at the local server, empty before there is one.
 func (s *Session) Location() string {
@@ -146,6 +160,7 @@ func (s *Session) Run(ctx context.Context) error {
 func (s *Session) run(ctx context.Context) error {
 	source, err := s.play(ctx)
 	if err != nil {
+		close(s.over)
 		return err
 	}
 	group, inner := errgroup.WithContext(ctx)
@@ -169,6 +184,7 @@ func (s *Session) run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
+	close(s.over)
 	s.free(ctx, source, target, err)
 	return err
 }
@@ -236,7 +252,7 @@ func (s *Session) arrived(t *media.Track) media.Sink {
 		s.fail(fmt.Errorf("its %s began after the stream had been published without", t.Kind()))
 		return nil
 	case l == nil:
-		l = newLane(t.Kind(), s.step, s.fail)
+		l = newLane(t.Kind(), &s.last, s.step, s.fail)
 		s.lanes = append(s.lanes, l)
 	}
 	if err := l.attach(t); err != nil {
@@ -297,7 +313,7 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	s.published = true
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
-			l := newLane(p.kind, s.step, s.fail)
+			l := newLane(p.kind, &s.last, s.step, s.fail)
 			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}

@@ -645,7 +645,7 @@ func BenchmarkLane(b *testing.B) {
 
 // openLane is a lane in which packets go straight on, to a writer that counts them.
 func openLane(t testing.TB, kind webrtc.RTPCodecType) (*lane, *media.Packet) {
-	l := newLane(kind, func(string) {}, func(err error) { t.Error(err) })
+	l := newLane(kind, new(atomic.Int64), func(string) {}, func(err error) { t.Error(err) })
 	codec := webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeVP8, ClockRate: 90000}
 	l.out = media.NewConn(media.Transport{}, nil).NewSender(media.SenderOptions{Kind: kind, Codec: codec, History: l.history})
 	if _, err := l.out.Bind(binding{codec: codec}); err != nil {
