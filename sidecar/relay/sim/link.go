@@ -69,6 +69,8 @@ type link struct {
 	measured                 bool
 	beatAlarm, lossAlarm     alarm
 	asked                    []*question
+	flows                    map[int]flow // of what is pulled from the peer, as it said at flowsAt
+	flowsAt                  time.Duration
 }
 
 // frame is one word. Which fields count follows from its kind.
@@ -104,6 +106,7 @@ type heartbeat struct {
 	sequence, clock uint64
 	period, wanted  time.Duration
 	ready, draining bool
+	flows           map[int]flow // by stream
 	probe           bool
 	echo            uint64
 	echoAge         time.Duration
@@ -307,6 +310,9 @@ func (l *link) beat(probe bool) {
 	if l.echo != 0 {
 		f.beat.echo, f.beat.echoAge = l.echo, w.now-l.echoAt
 	}
+	if period < distantPeriod {
+		f.beat.flows = l.own.flows(l.node.ID)
+	}
 	l.probeNow = false
 	l.say(f)
 	l.keepBeating()
@@ -331,6 +337,9 @@ func (l *link) hearBeat(b *heartbeat) {
 	}
 	l.own.conditions(l, catalogue.Condition{Ready: b.ready, Draining: b.draining})
 	l.promised = b.period
+	if len(b.flows) > 0 || len(l.flows) > 0 {
+		l.flows, l.flowsAt = b.flows, w.now
+	}
 	answer := b.probe
 	if b.wanted != l.theirs {
 		l.theirs = b.wanted

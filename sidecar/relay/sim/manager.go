@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -25,17 +24,20 @@ const (
 	doubtTime    = time.Minute
 	stepTimeout  = 10 * time.Second
 	holdTime     = 10 * time.Second
-	freeTimeout  = 5 * time.Second
+	soonTime     = 500 * time.Millisecond
+	quietTime    = 2 * time.Second
+	quietAgain   = 500 * time.Millisecond
 )
 
 var (
-	errParent    = errors.New("the parent's server closed the session")
-	errTransport = errors.New("the connection to the parent's server is lost")
-	errServer    = errors.New("the own server refused")
-	errMissing   = errors.New("the parent has no source")
-	errAway      = errors.New("the parent does not answer")
-	errGrant     = errors.New("refused grant")
-	errCancelled = errors.New("cancelled")
+	errParent     = errors.New("the parent's server closed the session")
+	errTransport  = errors.New("the connection to the parent's server is lost")
+	errServer     = errors.New("the own server refused")
+	errMissing    = errors.New("the parent has no source")
+	errAway       = errors.New("the parent does not answer")
+	errGrant      = errors.New("refused grant")
+	errInfeasible = errors.New("it has not heard the origin since this node has")
+	errCancelled  = errors.New("cancelled")
 )
 
 // entry is a stream that is, or was a moment ago, wanted or carried here.
@@ -87,30 +89,40 @@ type run struct {
 	publication catalogue.Publication
 	path        []NodeID
 	delay       time.Duration
-	priority    int32
-	oldest      bool
 	tracks      []adapters.Track
+	sequence    uint64
 	granted     bool
 	session     *session // at the parent's server; nil before it was opened
 	location    string
 	relayed     int // at the own server
 	stopping    string
-	over        bool // it carries nothing any more
+	withdrawn   bool
+	over        bool          // it carries nothing any more
+	flowing     bool          // media comes in
+	lastPacket  time.Duration // while it does not: when it did last
 	since       time.Duration
 	liveAt      time.Duration // -1: it is not
 	reported    bool
 	deadSince   time.Duration // of the transport; -1: it works
 }
 
-func (r *run) live() bool { return r != nil && r.liveAt >= 0 && r.stopping == "" && !r.over }
+func (r *run) live() bool { return r != nil && r.liveAt >= 0 && !r.withdrawn }
+
+func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdrawn) }
 
 // claimAnswer and grant are what the mesh carries.
 type (
 	claimAnswer relay.Claim
 	grant       struct {
-		path    []NodeID
-		of      catalogue.Publication
-		refused error
+		path     []NodeID
+		of       catalogue.Publication
+		sequence uint64
+		refused  error
+	}
+	flow struct {
+		age      time.Duration
+		known    bool
+		sequence uint64
 	}
 )
 
@@ -225,7 +237,69 @@ func (p *sidecar) grant(child NodeID, stream int) (grant, error) {
 	if err != nil {
 		return grant{}, err
 	}
-	return grant{path: own.Path, of: own.Publication()}, nil
+	sequence, ok := p.handOn(state, own)
+	if !ok {
+		return grant{}, adapters.ErrNoStream
+	}
+	return grant{path: own.Path, of: own.Publication(), sequence: sequence}, nil
+}
+
+// flows are the streams that a child announces to pull from here, for a heartbeat to it.
+func (p *sidecar) flows(child NodeID) map[int]flow {
+	state, _ := p.catalogue.Snapshot()
+	pulls := state.Pulls(child)
+	if len(pulls) == 0 {
+		return nil
+	}
+	flows := make(map[int]flow, len(pulls))
+	for _, id := range pulls {
+		own, ok := state.Own(id)
+		if theirs, _ := state.Hold(child, id); !ok || theirs.Publication() != own.Publication() {
+			continue
+		}
+		sequence, ok := p.handOn(state, own)
+		if !ok {
+			continue
+		}
+		i := p.w.index(id)
+		f := flow{sequence: sequence}
+		if len(own.Path) > 1 {
+			f.age, f.known = p.w.now-p.entries[i].run.packet(), true
+		}
+		flows[i] = f
+	}
+	return flows
+}
+
+// handOn is the sequence that goes with the own hold to a child, and remembers that it does.
+func (p *sidecar) handOn(state *catalogue.State, own catalogue.Hold) (uint64, bool) {
+	if len(own.Path) == 1 {
+		return planner.Sequence(p.self.Incarnation, p.w.now-p.began), true
+	}
+	e := p.entries[p.w.index(own.Stream)]
+	if e == nil || !e.run.live() || e.run.publication != own.Publication() {
+		return 0, false
+	}
+	r := e.run
+	h, ok := state.Hold(r.parent, own.Stream)
+	if ok && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
+		if f, ok := p.flow(r.parent, e.stream); ok {
+			r.sequence = f.sequence
+		}
+	}
+	p.feasible.Told(own.Stream, r.publication, r.sequence, len(r.path)-1)
+	return r.sequence, true
+}
+
+// flow is what a parent said last of a stream.
+func (p *sidecar) flow(parent NodeID, stream int) (flow, bool) {
+	l := p.link(parent)
+	if l == nil {
+		return flow{}, false
+	}
+	f, ok := l.flows[stream]
+	f.age += p.w.now - l.flowsAt
+	return f, ok
 }
 
 func (p *sidecar) entry(stream int) *entry {
@@ -243,35 +317,25 @@ func (p *sidecar) entry(stream int) *entry {
 // reconcile plans for the streams that something has changed for, and applies the plan.
 func (p *sidecar) reconcile() {
 	p.believeDoubts()
-	state, _ := p.catalogue.Snapshot()
-	streams := p.work(state)
-	p.follow(state, streams)
-	p.publish()
-	state, _ = p.catalogue.Snapshot()
+	state := p.learn()
+	p.follow(state)
+	if p.stale {
+		p.publish()
+		state = p.learn()
+	}
 	now := p.local(p.w.now)
 	p.claims.Observe(now, state)
-	p.raise(state, streams)
 
 	in := planner.Input{
-		State: state, Now: now, RTT: p.RTT, FanOut: p.w.fanOut,
-		Avoid: func(id adapters.StreamID, parent NodeID) time.Time {
-			if e := p.entries[p.w.index(id)]; e != nil && e.failures[parent] != nil {
-				return p.local(e.failures[parent].until)
-			}
-			return time.Time{}
-		},
+		State: state, Now: now, RTT: p.RTT, FanOut: p.w.fanOut, Avoid: p.avoid,
 		Relays: map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
 	}
-	for _, i := range streams {
-		e := p.entries[i]
+	for _, i := range p.work() {
+		e := p.raise(state, i)
 		if e == nil {
 			continue
 		}
 		id := p.w.names[i]
-		if !e.demand.Any() {
-			p.lookAgain(e, e.lastDemand+p.w.linger)
-			e.demand.Lingering = p.w.now-e.lastDemand < p.w.linger
-		}
 		switch {
 		case !e.demand.Any() && !e.demand.Lingering:
 			p.stop(e, "unwanted")
@@ -279,15 +343,15 @@ func (p *sidecar) reconcile() {
 			if p.idle(e) {
 				delete(p.entries, i)
 			}
-		case e.run == nil || e.run.stopping == "":
+		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
-			if r := e.run; r != nil {
-				in.Relays[id] = planner.Relay{
-					Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(),
-					Since: p.local(r.since),
-				}
+			if e.run != nil {
+				in.Relays[id] = p.relay(e, state)
 			}
+		}
+		if e.demand.Lingering {
+			p.lookAgain(e, e.lastDemand+p.w.linger)
 		}
 	}
 	for _, d := range planner.Plan(in) {
@@ -299,22 +363,72 @@ func (p *sidecar) reconcile() {
 			d = planner.Plan(in)[0]
 		}
 		e.decision = d
+		p.apply(e)
 		if !d.Until.IsZero() {
 			p.lookAgain(e, p.virtual(d.Until))
 		}
-		p.apply(e)
 		p.lookAgain(e, e.retryAt)
 	}
 	p.publish()
+	next := p.feasible.Forget(now, func(id adapters.StreamID) bool {
+		row := state.Row(id)
+		_, held := row.Hold(p.self.ID)
+		return held || len(row.Children(p.self.ID)) > 0
+	})
+	if !next.IsZero() {
+		p.forgetting.ring(&p.w.queue, p.virtual(next), p.wake)
+	}
 }
 
-// work is what is to be looked at, in the order of streams.
-func (p *sidecar) work(state *catalogue.State) []int {
-	changed, ok := state.Changed(p.planned)
+func (p *sidecar) avoid(id adapters.StreamID, parent NodeID) time.Time {
+	if e := p.entries[p.w.index(id)]; e != nil && e.failures[parent] != nil {
+		return p.local(e.failures[parent].until)
+	}
+	return time.Time{}
+}
+
+// relay is what runs for an entry, as the planner knows it.
+func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
+	r := e.run
+	relay := planner.Relay{
+		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: p.local(r.since),
+	}
+	if _, holds := state.Hold(r.parent, p.w.names[e.stream]); holds || !r.live() {
+		return relay
+	}
+	if quiet := max(r.packet(), r.liveAt) + quietTime; p.w.now < quiet {
+		p.lookAgain(e, quiet)
+		return relay
+	}
+	f, told := p.flow(r.parent, e.stream)
+	relay.Quiet = !told || !f.known || f.age < quietTime
+	p.lookAgain(e, p.w.now+quietAgain)
+	return relay
+}
+
+// packet is when the last packet came from the parent.
+func (r *run) packet() time.Duration {
+	if r.flowing {
+		return r.s.w.now
+	}
+	return r.lastPacket
+}
+
+// learn takes notice of what the catalogue knows now.
+func (p *sidecar) learn() *catalogue.State {
+	state, _ := p.catalogue.Snapshot()
+	changed, ok := state.Changed(p.seen)
+	p.all = p.all || !ok
 	for _, id := range changed {
 		p.touched[p.w.index(id)] = struct{}{}
 	}
-	if !ok {
+	p.seen = state
+	return state
+}
+
+// work is what is to be looked at, in the order of streams.
+func (p *sidecar) work() []int {
+	if p.all {
 		for i := range p.server {
 			p.touched[i] = struct{}{}
 		}
@@ -322,9 +436,9 @@ func (p *sidecar) work(state *catalogue.State) []int {
 			p.touched[i] = struct{}{}
 		}
 	}
-	p.planned = state
 	streams := slices.Sorted(maps.Keys(p.touched))
 	clear(p.touched)
+	p.all = false
 	return streams
 }
 
@@ -341,7 +455,12 @@ func (p *sidecar) lookAgain(e *entry, at time.Duration) {
 // believeDoubts ends the catalogue's doubts when their time has come.
 func (p *sidecar) believeDoubts() {
 	doubts := p.catalogue.Doubts()
-	maps.DeleteFunc(p.doubts, func(id adapters.StreamID, _ time.Duration) bool { return !slices.Contains(doubts, id) })
+	for id := range p.doubts {
+		if !slices.Contains(doubts, id) {
+			delete(p.doubts, id)
+			p.touched[p.w.index(id)] = struct{}{}
+		}
+	}
 	for _, id := range doubts {
 		since, ok := p.doubts[id]
 		if !ok {
@@ -357,6 +476,7 @@ func (p *sidecar) believeDoubts() {
 			continue
 		}
 		p.catalogue.Believe(id)
+		p.touched[p.w.index(id)] = struct{}{}
 		p.changed()
 		p.left = slices.DeleteFunc(p.left, func(other adapters.StreamID) bool { return other == id })
 	}
@@ -369,23 +489,38 @@ func (p *sidecar) occupied(e *entry) bool {
 	return reported && doubt && (e.refused || slices.Contains(p.left, id))
 }
 
-// follow lets the holds of live relays follow their parents' paths.
-func (p *sidecar) follow(state *catalogue.State, streams []int) {
-	for _, i := range streams {
-		e := p.entries[i]
-		if e == nil || !e.run.live() {
-			continue
+// follow lets the holds of live relays follow their parents'.
+func (p *sidecar) follow(state *catalogue.State) {
+	if p.all {
+		for _, e := range p.entries {
+			p.followOne(state, e)
 		}
-		r := e.run
-		h, ok := state.Hold(r.parent, p.w.names[i])
-		if !ok || h.Publication() != r.publication || h.Through(p.self.ID) || len(h.Path) >= catalogue.MaxPath {
-			continue
+		return
+	}
+	for i := range p.touched {
+		if e := p.entries[i]; e != nil {
+			p.followOne(state, e)
 		}
-		if own := r.path[:len(r.path)-1]; !slices.Equal(own, h.Path) {
-			r.path = append(slices.Clip(h.Path), p.self.ID)
-			r.delay = p.delay(h)
-		}
-		r.tracks, r.priority, r.oldest = h.Tracks, h.Priority, h.Oldest
+	}
+}
+
+func (p *sidecar) followOne(state *catalogue.State, e *entry) {
+	r := e.run
+	if !r.live() {
+		return
+	}
+	h, ok := state.Hold(r.parent, p.w.names[e.stream])
+	if !ok || h.Publication() != r.publication || h.Through(p.self.ID) || len(h.Path) >= catalogue.MaxPath {
+		return
+	}
+	if own := r.path[:len(r.path)-1]; !slices.Equal(own, h.Path) {
+		r.path = append(slices.Clip(h.Path), p.self.ID)
+		r.delay = p.delay(h)
+		p.stale = true
+	}
+	if !slices.Equal(r.tracks, h.Tracks) {
+		r.tracks = h.Tracks
+		p.stale = true
 	}
 }
 
@@ -396,21 +531,19 @@ func (p *sidecar) delay(parent catalogue.Hold) time.Duration {
 
 // publish announces what is live, and so withdraws what is not any more.
 func (p *sidecar) publish() {
-	holds := p.spare[:0]
+	if !p.stale {
+		return
+	}
+	p.stale = false
+	var holds []catalogue.Hold
 	for i, e := range p.entries {
 		if r := e.run; r.live() {
 			holds = append(holds, catalogue.Hold{
-				Stream: p.w.names[i], Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay, Priority: r.priority,
-				Oldest: r.oldest, Tracks: r.tracks,
+				Stream: p.w.names[i], Epoch: r.publication.Epoch, Path: r.path, Delay: r.delay,
+				Priority: r.publication.Priority, Oldest: r.publication.Oldest, Tracks: r.tracks,
 			})
 		}
 	}
-	slices.SortFunc(holds, func(a, b catalogue.Hold) int { return strings.Compare(string(a.Stream), string(b.Stream)) })
-	if slices.EqualFunc(holds, p.carried, sameHold) {
-		p.spare = holds
-		return
-	}
-	p.carried, p.spare = holds, p.carried
 	if err := p.catalogue.SetCarried(holds); err != nil {
 		p.w.watch.fail(p.w.now, "%s: %v", p.self.ID, err)
 	}
@@ -418,27 +551,33 @@ func (p *sidecar) publish() {
 	p.changed()
 }
 
-// raise finds out why each stream is wanted.
-func (p *sidecar) raise(state *catalogue.State, streams []int) {
-	for _, i := range streams {
-		id := p.w.names[i]
-		e := p.entries[i]
-		if e != nil {
-			if e.demand.Any() {
-				e.lastDemand = p.w.now
-			}
-			e.demand = planner.Demand{Viewers: e.held, Children: len(state.Children(id, p.self.ID))}
-		}
-		if s, ok := p.server[i]; ok && s.Readers > 0 {
-			if _, origin := state.Origin(id); !origin || e != nil {
-				e = p.entry(i)
-				e.demand.Viewers += max(s.Readers-e.demand.Children, 0)
-			}
-		}
-		if e != nil && e.demand.Any() {
-			e.lastDemand = p.w.now
-		}
+// raise finds out why a stream is wanted.
+func (p *sidecar) raise(state *catalogue.State, i int) *entry {
+	id := p.w.names[i]
+	_, published := state.Origin(id)
+	s, reported := p.server[i]
+	played := reported && s.Readers > 0
+	e := p.entries[i]
+	if e == nil && (!played || published) {
+		return nil
 	}
+	if e == nil {
+		e = p.entry(i)
+	}
+	if e.demand.Any() {
+		e.lastDemand = p.w.now
+	}
+	d := planner.Demand{Viewers: e.held, Children: len(state.Children(id, p.self.ID))}
+	if played {
+		d.Viewers += max(s.Readers-d.Children, 0)
+	}
+	if d.Any() {
+		e.lastDemand = p.w.now
+	} else {
+		d.Lingering = p.w.now-e.lastDemand < p.w.linger
+	}
+	e.demand = d
+	return e
 }
 
 func (p *sidecar) idle(e *entry) bool {
@@ -480,12 +619,12 @@ func (p *sidecar) apply(e *entry) {
 	case planner.Run:
 		r := e.run
 		switch {
-		case r != nil && r.parent == d.Parent && r.publication == d.Hold.Publication():
-		case r != nil && r.stopping == "":
+		case r != nil && !r.ending() && r.parent == d.Parent && r.publication == d.Hold.Publication():
+		case r != nil && !r.ending():
 			p.stop(e, "moved")
 		case r != nil || p.w.now < e.retryAt || p.occupied(e):
 		case p.running() >= p.w.maxRelays:
-			settled = true
+			settled, p.full = true, true
 		default:
 			p.begin(e)
 		}
@@ -562,7 +701,7 @@ func (p *sidecar) begin(e *entry) {
 	d := e.decision
 	r := &run{
 		s: p, e: e, stream: e.stream, parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(),
-		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, priority: d.Hold.Priority, oldest: d.Hold.Oldest, since: p.w.now, liveAt: -1, deadSince: -1,
+		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, since: p.w.now, liveAt: -1, deadSince: -1,
 	}
 	e.run = r
 	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, d.Why)
@@ -586,7 +725,13 @@ func (r *run) accept(g grant) error {
 		len(g.path) >= catalogue.MaxPath, r.publication.Beats(g.of):
 		return errGrant
 	}
-	return r.s.catalogue.Observe(g.of.Epoch)
+	if err := r.s.catalogue.Observe(g.of.Epoch); err != nil {
+		return err
+	}
+	if g.sequence != 0 && !r.s.feasible.Accepts(r.s.w.names[r.stream], g.of, g.sequence, len(g.path)-1) {
+		return errInfeasible
+	}
+	return nil
 }
 
 // open plays the stream from the parent's server.
@@ -597,7 +742,7 @@ func (r *run) open(g grant) {
 	}
 	p, w := r.s, r.s.w
 	r.granted = true
-	r.publication, r.priority, r.oldest = g.of, g.of.Priority, g.of.Oldest
+	r.publication, r.sequence = g.of, g.sequence
 	r.path = append(slices.Clip(g.path), p.self.ID)
 	p.catalogue.Carry(w.names[r.stream])
 	p.changed()
@@ -665,6 +810,7 @@ func (r *run) publish() {
 		}
 		r.liveAt, r.e.refused = w.now, false
 		w.mark("%s: %s from %s is live by %v", p.self.ID, w.names[r.stream], r.parent, r.path)
+		p.stale = true
 		p.catalogue.Located(w.names[r.stream], r.location)
 		p.publish()
 		p.touch(r.stream)
@@ -684,16 +830,20 @@ func (p *sidecar) stop(e *entry, why string) {
 		return
 	}
 	p.w.mark("%s: stops %s from %s: %s, %s", p.self.ID, p.w.names[e.stream], r.parent, why, e.decision.Why)
-	p.retain(e, r)
+	p.withdraw(e, r)
 	r.stopping = why
 	r.finish(errCancelled)
 }
 
-// retain keeps the right to pull for a moment longer than the hold, as the owner does.
-func (p *sidecar) retain(e *entry, r *run) {
-	if r.live() && r.outside {
+// withdraw takes back the hold of a live relay. The right to pull is kept for a moment longer than it, as the owner does.
+func (p *sidecar) withdraw(e *entry, r *run) {
+	if !r.live() {
+		return
+	}
+	if r.outside {
 		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: p.local(p.w.now + leaseTime)}
 	}
+	r.withdrawn, p.stale = true, true
 }
 
 // end is the session's own end.
@@ -702,6 +852,8 @@ func (r *run) end(why error) {
 		return
 	}
 	r.s.w.mark("%s: relay of %s from %s fails: %v", r.s.self.ID, r.s.w.names[r.stream], r.parent, why)
+	r.s.withdraw(r.e, r)
+	r.s.publish()
 	r.finish(why)
 }
 
@@ -711,7 +863,6 @@ func (r *run) finish(why error) {
 		return
 	}
 	p, w := r.s, r.s.w
-	p.retain(r.e, r)
 	r.over = true
 	at := p.node.server.spots[r.stream]
 	w.watch.turned(w, at)
@@ -778,7 +929,9 @@ func (r *run) leaveBehind() {
 // finished records how a relay ended. Its hold is withdrawn before anything else is tried.
 func (p *sidecar) finished(r *run, why error) {
 	e := r.e
+	p.withdraw(e, r)
 	e.run = nil
+	p.all, p.full = p.all || p.full, false
 	p.publish()
 	p.touch(e.stream)
 	if r.granted {
@@ -806,6 +959,10 @@ func (p *sidecar) finished(r *run, why error) {
 		f.pauses.reset()
 		e.retry.reset()
 		e.failed = 0
+	}
+	if errors.Is(why, errInfeasible) {
+		f.missing, f.until = false, w.now+soonTime
+		return
 	}
 	e.failed++
 	if errors.Is(why, errServer) {

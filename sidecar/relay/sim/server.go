@@ -78,7 +78,7 @@ func (s *spot) unaware() bool {
 
 // above is the server that what is here comes from, nil where nothing comes from anywhere.
 func (s *spot) above() *spot {
-	if s.published != 0 || s.relayed == 0 || !s.relay.live() {
+	if s.published != 0 || s.relayed == 0 || s.relay.liveAt < 0 || s.relay.over {
 		return nil
 	}
 	up := s.relay.session

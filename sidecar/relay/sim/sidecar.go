@@ -8,6 +8,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/planner"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
@@ -24,6 +25,7 @@ type sidecar struct {
 	self      catalogue.Node
 	alive     bool
 	swept     bool
+	began     time.Duration
 	catalogue *catalogue.Catalogue
 	claims    *relay.Claims
 
@@ -40,17 +42,18 @@ type sidecar struct {
 	relatedUntil  map[NodeID]time.Duration
 
 	// The manager's.
-	entries   map[int]*entry
-	server    map[int]adapters.Stream
-	doubts    map[adapters.StreamID]time.Duration
-	left      []adapters.StreamID
-	carried   []catalogue.Hold // as the catalogue was told last
-	spare     []catalogue.Hold
-	ended     bool
-	touched   map[int]struct{}
-	planned   *catalogue.State
-	plan      alarm
-	believing alarm
+	entries               map[int]*entry
+	server                map[int]adapters.Stream
+	doubts                map[adapters.StreamID]time.Duration
+	left                  []adapters.StreamID
+	feasible              planner.Feasibility
+	stale                 bool
+	ended                 bool
+	touched               map[int]struct{}
+	seen                  *catalogue.State
+	all, full             bool
+	plan                  alarm
+	believing, forgetting alarm
 
 	persist   alarm
 	persisted time.Duration
@@ -58,7 +61,7 @@ type sidecar struct {
 
 func newSidecar(n *node) *sidecar {
 	p := &sidecar{
-		w: n.w, node: n, alive: true,
+		w: n.w, node: n, alive: true, began: n.w.now,
 		self:          catalogue.Node{ID: n.id, Incarnation: n.incarnation, Cluster: n.cluster},
 		claims:        relay.NewClaims(),
 		announcements: map[string]*announcement{}, relatedUntil: map[NodeID]time.Duration{},

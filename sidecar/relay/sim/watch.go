@@ -61,8 +61,25 @@ func (v *watch) err() error {
 
 // turned looks at a stream after something has changed of it at one server.
 func (v *watch) turned(w *world, at *spot) {
+	w.feel(at.stream)
 	v.overlap(w, at.stream, at.server.node.cluster)
 	v.loop(w, at)
+}
+
+// feel lets the relays of a stream notice whether media comes in.
+func (w *world) feel(stream int) {
+	for _, n := range w.nodes {
+		r := n.server.spots[stream].relay
+		if r == nil || r.liveAt < 0 {
+			continue
+		}
+		switch flows := !r.over && n.server.spots[stream].flows(); {
+		case flows:
+			r.flowing = true
+		case r.flowing:
+			r.flowing, r.lastPacket = false, w.now
+		}
+	}
 }
 
 // overlap watches that of two pullers of one cluster one yields.

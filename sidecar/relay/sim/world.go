@@ -137,6 +137,9 @@ func (w *world) cut(from, to int, control, media bool) {
 	l := &w.wires[from][to]
 	l.control, l.media = l.control || control, l.media || media
 	w.rewired(from, to)
+	if media {
+		w.feelAll()
+	}
 }
 
 // mend ends a cut: what waited at connections that both sides still have comes now.
@@ -145,8 +148,12 @@ func (w *world) mend(from, to int) {
 	if !l.control && !l.media {
 		return
 	}
+	media := l.media
 	l.control, l.media = false, false
 	w.rewired(from, to)
+	if media {
+		w.feelAll()
+	}
 	p := w.nodes[from].sidecar
 	if p == nil {
 		return
@@ -157,6 +164,12 @@ func (w *world) mend(from, to int) {
 				l.flush()
 			}
 		}
+	}
+}
+
+func (w *world) feelAll() {
+	for i := range w.names {
+		w.feel(i)
 	}
 }
 
