@@ -104,6 +104,12 @@ func (p Publication) Beats(q Publication) bool {
 	) < 0
 }
 
+// Replaces says whether a publication that its origin itself announces ends another of the same origin: an origin has one of a
+// name at a time, and its epochs grow.
+func (p Publication) Replaces(q Publication) bool {
+	return p != q && p.Origin == q.Origin && p.Epoch >= q.Epoch
+}
+
 // compareAge is for publications that are both marked Oldest, or both not.
 func (p Publication) compareAge(q Publication) int {
 	if p.Oldest {

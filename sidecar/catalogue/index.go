@@ -165,16 +165,12 @@ func (r *Row) with(node NodeID, h Hold) *Row {
 // elect finds the winner and its holders. An origin knows best which publication it has: what others hold of an earlier one
 // of the same origin is about to end, and wins nothing, whatever its epoch or priority.
 func (r *Row) elect() {
-	outdated := func(h Hold) bool {
-		i, ok := r.find(h.Origin())
-		return ok && len(r.holds[i].Path) == 1 && r.holds[i].Epoch > h.Epoch
-	}
 	var best Publication
 	found, all := false, true
 	for _, h := range r.holds {
 		switch p := h.Publication(); {
 		case found && p == best:
-		case outdated(h):
+		case r.Outdated(p):
 			all = false
 		case !found:
 			best, found = p, true
@@ -196,6 +192,12 @@ func (r *Row) elect() {
 			r.fans[i]++
 		}
 	}
+}
+
+// Outdated says whether a publication's own origin announces that it has another now.
+func (r *Row) Outdated(p Publication) bool {
+	h, ok := r.Hold(p.Origin)
+	return ok && len(h.Path) == 1 && h.Publication().Replaces(p)
 }
 
 func search(holds []Hold, holder NodeID) (int, bool) {

@@ -104,6 +104,8 @@ func TestOriginKnowsBest(t *testing.T) {
 	winner(8, "b1")
 	setPeer(t, c, "c1", "c", mark(hold("x", 8, "b1", "c1")))
 	winner(8, "b1", "c1")
+	setPeer(t, c, "b1", "b", hold("x", 8, "b1")) // restarted with another policy, and the same epoch
+	winner(8, "b1")
 	setPeer(t, c, "b1", "b", mark(hold("x", 0, "b1"))) // of unknown age: it does not know better
 	winner(8, "c1")
 }

@@ -230,7 +230,7 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	switch {
 	case runs && !held:
 		return d.keep(relay, WhyOrphan)
-	case runs && relay.Publication.Beats(best):
+	case runs && relay.Publication.Beats(best) && !row.Outdated(relay.Publication):
 		return d.keep(relay, WhyAhead)
 	case !held:
 		d.Why = WhyNobody

@@ -34,6 +34,12 @@ func cluster(id ID) string { return string(id)[:1] }
 // state is what node a1 knows: holds of stream x as "epoch path" and further nodes that are alive.
 func state(t *testing.T, published bool, holds, alive []string) *catalogue.State {
 	t.Helper()
+	return conditioned(t, published, holds, alive, "", "")
+}
+
+// conditioned is state where some nodes drain or are not ready.
+func conditioned(t *testing.T, published bool, holds, alive []string, drains, unready string) *catalogue.State {
+	t.Helper()
 	c := catalogue.New(catalogue.Node{ID: "a1", Cluster: "a"})
 	if published {
 		if err := c.SetLocal([]adapters.Stream{{ID: "x", Session: "s"}}); err != nil { // at epoch 0
@@ -61,6 +67,12 @@ func state(t *testing.T, published bool, holds, alive []string) *catalogue.State
 		if err := c.SetPeer(catalogue.Node{ID: ID(id), Cluster: cluster(ID(id))}, nil); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, id := range path(drains) {
+		c.SetCondition(id, catalogue.Condition{Ready: true, Draining: true})
+	}
+	for _, id := range path(unready) {
+		c.SetCondition(id, catalogue.Condition{})
 	}
 	s, _ := c.Snapshot()
 	return s
@@ -91,6 +103,21 @@ func TestPlan(t *testing.T) {
 		r.Live = false
 		return r
 	}
+	quiet := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Quiet = true
+		return r
+	}
+	valued := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Publication.Priority = 9
+		return r
+	}
+	young := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Since = now.Add(-29 * time.Second)
+		return r
+	}
 	granted := planner.Claim{Epoch: 5, Granted: true, Until: now.Add(time.Second)}
 	soon := now.Add(time.Second)
 	ms := func(n time.Duration) time.Duration { return n * time.Millisecond }
@@ -105,6 +132,8 @@ func TestPlan(t *testing.T) {
 		rtt       map[ID]time.Duration
 		fanOut    int
 		gapless   bool
+		drains    string // nodes that do
+		unready   string
 		want      string // action and subject
 		why       planner.Reason
 	}{
@@ -206,6 +235,73 @@ func TestPlan(t *testing.T) {
 			name:  "the other puller that ranks lower failed",
 			holds: []string{"5 b1", "5 b1 a1", "5 b1 " + senior}, avoid: map[ID]time.Time{ID(senior): soon},
 			relay: live(5, "b1", "b1"), want: "run b1 until", why: planner.WhyAvoid,
+		},
+
+		// Nodes that leave, or are not ready.
+		{
+			name: "a near one drains", holds: []string{"5 b1", "5 b1 a2"}, drains: "a2", want: "ask", why: planner.WhyAsk,
+		},
+		{
+			name: "a near one is not ready", holds: []string{"5 b1", "5 b1 a2"}, unready: "a2", want: "ask", why: planner.WhyAsk,
+		},
+		{
+			name: "all drain", holds: []string{"5 b1 a2"}, drains: "a2", want: "run a2", why: planner.WhyNear,
+		},
+		{
+			name: "a far one drains", holds: []string{"5 b1", "5 b1 c1"}, claim: granted, drains: "b1",
+			rtt: map[ID]time.Duration{"b1": 1, "c1": ms(300)}, want: "run c1", why: planner.WhyPull,
+		},
+		{
+			name: "the only far one that stays failed", holds: []string{"5 b1", "5 b1 c1"}, claim: granted, drains: "b1",
+			avoid: map[ID]time.Time{"c1": soon}, want: "wait until", why: planner.WhyAvoid,
+		},
+		{
+			name: "the parent drains, and the others hang on it", holds: []string{"5 b1", "5 b1 c1", "5 b1 a1"},
+			relay: live(5, "b1", "b1"), drains: "b1", want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "the parent drains, and there is one apart", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
+			relay: live(5, "b1", "e1"), drains: "b1", want: "run c1", why: planner.WhyDrain,
+		},
+		{
+			name: "the parent drains, and the other failed", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
+			relay: live(5, "b1", "e1"), drains: "b1", avoid: map[ID]time.Time{"c1": soon}, want: "run b1 until", why: planner.WhyOrphan,
+		},
+		{
+			name: "the parent drains, and this node too", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
+			relay: live(5, "b1", "e1"), drains: "a1 b1", want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "the parent drains, and the other too", holds: []string{"5 e1 b1", "5 e1 c1", "5 e1 b1 a1"},
+			relay: live(5, "b1", "e1"), drains: "b1 c1", want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "the parent drains before media flows", holds: []string{"5 e1 b1", "5 e1 c1"},
+			relay: connecting(5, "b1", "e1"), drains: "b1", want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "the near parent drains, and another is near", holds: []string{"5 b1", "5 b1 a2", "5 b1 a3", "5 b1 a2 a1"},
+			relay: live(5, "a2", "b1"), drains: "a2", want: "run a3", why: planner.WhyDrain,
+		},
+		{
+			name: "the near parent drains, and others hang on it", holds: []string{"5 b1", "5 b1 a2", "5 b1 a2 a3", "5 b1 a2 a1"},
+			relay: live(5, "a2", "b1"), drains: "a2", want: "ask", why: planner.WhyAsk,
+		},
+		{
+			name: "the parent is not ready", holds: []string{"5 b1", "5 b1 c1"}, relay: live(5, "b1", "b1"), unready: "b1",
+			want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "another puller ranks lower and drains", holds: []string{"5 b1", "5 b1 a1", "5 b1 " + senior}, drains: senior,
+			relay: live(5, "b1", "b1"), want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "another puller ranks higher and this node drains", holds: []string{"5 b1", "5 b1 a1", "5 b1 " + junior},
+			drains: "a1", relay: live(5, "b1", "b1"), want: "run b1", why: planner.WhyPull,
+		},
+		{
+			name: "granted to another that drains", holds: []string{"5 b1"}, alive: []string{"a2"}, drains: "a2",
+			claim: planner.Claim{Epoch: 5, Holder: "a2", Until: soon}, want: "ask", why: planner.WhyAsk,
 		},
 
 		// From outside.
@@ -331,6 +427,31 @@ func TestPlan(t *testing.T) {
 			relay: live(5, "c1", "b1"), want: "nothing drop", why: planner.WhyLoop,
 		},
 
+		{
+			name: "quiet, and the parent holds nothing", holds: []string{"5 b1 c1", "5 b1 d1 a1"}, alive: []string{"d1"},
+			relay: quiet(5, "d1", "b1"), claim: granted, want: "run c1 drop", why: planner.WhyPull,
+		},
+		{
+			name: "quiet, and nobody holds it", holds: []string{"5 d1 a1"}, alive: []string{"d1"},
+			relay: quiet(5, "d1", "d1"), want: "nothing drop", why: planner.WhyQuiet,
+		},
+		{
+			name: "quiet, and the parent holds it", holds: []string{"5 d1", "5 d1 a1"}, relay: quiet(5, "d1", "d1"),
+			want: "run d1", why: planner.WhyPull,
+		},
+		{
+			name: "connecting, and the parent is lost", holds: []string{"5 d1 c1"}, relay: connecting(5, "d1", "d1"),
+			claim: granted, want: "run c1 drop", why: planner.WhyPull,
+		},
+		{
+			name: "connecting, and the parent is lost, and nobody holds it", relay: connecting(5, "d1", "d1"),
+			want: "nothing drop", why: planner.WhyNobody,
+		},
+		{
+			name: "a cheaper one, too soon after the last", holds: []string{"5 b1", "5 b1 c1"}, relay: young(5, "b1", "b1"),
+			gapless: true, rtt: map[ID]time.Duration{"b1": ms(100), "c1": ms(75)}, want: "run b1 until", why: planner.WhyPull,
+		},
+
 		// The publication changes.
 		{
 			name: "a newer publication", holds: []string{"6 c1"}, relay: live(5, "b1", "b1"), want: "ask", why: planner.WhyAsk,
@@ -349,6 +470,10 @@ func TestPlan(t *testing.T) {
 			want: "run b1 until", why: planner.WhyAvoid,
 		},
 		{
+			name: "the publisher is back at the same origin, of lower priority now", holds: []string{"6 b1", "5 b1 a1"},
+			relay: valued(5, "b1", "b1"), want: "ask", why: planner.WhyAsk,
+		},
+		{
 			name: "the relay is ahead of the news", holds: []string{"4 c1"}, relay: live(5, "b1", "b1"),
 			want: "run b1", why: planner.WhyAhead,
 		},
@@ -356,7 +481,7 @@ func TestPlan(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			in := planner.Input{
-				State: state(t, tt.published, tt.holds, tt.alive), Now: now,
+				State: conditioned(t, tt.published, tt.holds, tt.alive, tt.drains, tt.unready), Now: now,
 				Wants:  []planner.Want{{Stream: "x", Demand: planner.Demand{Viewers: 1}}},
 				Claims: map[adapters.StreamID]planner.Claim{"x": tt.claim},
 				Avoid:  func(_ adapters.StreamID, id ID) time.Time { return tt.avoid[id] },
@@ -413,6 +538,76 @@ func TestSilentOwners(t *testing.T) {
 			t.Errorf("after %d: %v %s, want %s", i, d.Action, d.Owner, order[i])
 		}
 		claim.Silent = append(claim.Silent, order[i])
+	}
+}
+
+// TestOwnersThatLeave: a node that drains grants nothing, unless no other can.
+func TestOwnersThatLeave(t *testing.T) {
+	first := planner.Rank("x", []ID{"a1", "a2", "a3"})
+	for name, tt := range map[string]struct {
+		drains string
+		want   ID
+	}{
+		"none drains":      {"", first[0]},
+		"the first drains": {string(first[0]), first[1]},
+		"two drain":        {fmt.Sprint(first[0], " ", first[1]), first[2]},
+		"all drain":        {"a1 a2 a3", first[0]},
+	} {
+		s := conditioned(t, false, []string{"5 b1"}, []string{"a2", "a3"}, tt.drains, "")
+		d := planner.Plan(planner.Input{State: s, Now: now, Wants: []planner.Want{{Stream: "x"}}})[0]
+		if d.Action != planner.Ask || d.Owner != tt.want {
+			t.Errorf("%s: %v %s, want %s", name, d.Action, d.Owner, tt.want)
+		}
+	}
+}
+
+// TestTreesSpread: of parents that are as far away, the one takes the next child that has fewer, of all streams.
+func TestTreesSpread(t *testing.T) {
+	c := catalogue.New(catalogue.Node{ID: "a1", Cluster: "a"})
+	set := func(id ID, holds ...catalogue.Hold) {
+		if err := c.SetPeer(catalogue.Node{ID: id, Cluster: cluster(id)}, holds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("b1", catalogue.Hold{Stream: "x", Epoch: 5, Path: path("e1 b1")})
+	set("c1", catalogue.Hold{Stream: "x", Epoch: 5, Path: path("e1 c1")})
+	set("d1", catalogue.Hold{Stream: "y", Epoch: 4, Path: path("b1 d1")}, catalogue.Hold{Stream: "z", Epoch: 3, Path: path("b1 d1")})
+	s, _ := c.Snapshot()
+	in := planner.Input{
+		State: s, Now: now, Wants: []planner.Want{{Stream: "x"}},
+		Claims: map[adapters.StreamID]planner.Claim{"x": {Epoch: 5, Granted: true, Until: now.Add(time.Second)}},
+		RTT:    func(ID) (time.Duration, bool) { return 40 * time.Millisecond, true },
+	}
+	if d := planner.Plan(in)[0]; d.Parent != "c1" {
+		t.Errorf("from %s, which has two children", d.Parent)
+	}
+	in.RTT = func(id ID) (time.Duration, bool) { return 40 * time.Millisecond, id == "b1" }
+	if d := planner.Plan(in)[0]; d.Parent != "b1" {
+		t.Errorf("from %s, which was not measured", d.Parent)
+	}
+}
+
+// TestSourceIsNotExported: what may not leave the cluster is handed on within it only.
+func TestSourceIsNotExported(t *testing.T) {
+	c := catalogue.New(catalogue.Node{ID: "a1", Cluster: "a"})
+	c.SetPolicy(catalogue.Policy{Export: catalogue.Names{"!x"}})
+	if err := c.SetLocal([]adapters.Stream{{ID: "x", Session: "s"}, {ID: "y", Session: "s"}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []ID{"a2", "b1"} {
+		if err := c.SetPeer(catalogue.Node{ID: id, Cluster: cluster(id)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, _ := c.Snapshot()
+	for _, tt := range []struct {
+		child  ID
+		stream adapters.StreamID
+		want   error
+	}{{"a2", "x", nil}, {"b1", "x", planner.ErrRefused}, {"b1", "y", nil}, {"z9", "x", planner.ErrRefused}} {
+		if _, err := planner.Source(s, tt.child, tt.stream); !errors.Is(err, tt.want) {
+			t.Errorf("%s to %s: %v, want %v", tt.stream, tt.child, err, tt.want)
+		}
 	}
 }
 
@@ -499,6 +694,11 @@ func TestAnyInput(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		for _, id := range nodes {
+			if r.IntN(4) == 0 {
+				c.SetCondition(id, catalogue.Condition{Ready: r.IntN(2) == 0, Draining: r.IntN(2) == 0})
+			}
+		}
 		s, _ := c.Snapshot()
 		rtt := map[ID]time.Duration{}
 		for _, id := range nodes {
@@ -523,7 +723,7 @@ func TestAnyInput(t *testing.T) {
 		if running {
 			in.Relays["x"] = planner.Relay{
 				Parent: parent, Publication: catalogue.Publication{Epoch: uint64(r.IntN(3)), Origin: nodes[1+r.IntN(5)]},
-				Outside: cluster(parent) != "a", Live: r.IntN(2) == 0,
+				Outside: cluster(parent) != "a", Live: r.IntN(2) == 0, Quiet: r.IntN(2) == 0,
 			}
 		}
 		d := planner.Plan(in)[0]
@@ -539,6 +739,14 @@ func TestAnyInput(t *testing.T) {
 			h, ok := s.Hold(d.Parent, "x")
 			if !held || !ok || h.Publication() != best || h.Through("a1") {
 				t.Fatalf("seed %d: no holder of %v: %+v", seed, best, d)
+			}
+		}
+		if d.Action == planner.Run && !kept && !s.Fit(d.Parent) {
+			for _, h := range s.Holders("x") {
+				_, alive := s.Node(parent)
+				if s.Fit(h.Holder()) && !h.Through("a1") && (alive || !running || !h.Through(parent)) {
+					t.Fatalf("seed %d: %s is chosen, which is about to leave, and %s holds it too: %+v", seed, d.Parent, h.Holder(), d)
+				}
 			}
 		}
 		if d.Action == planner.Run && d.Drop && d.Parent == parent && kept {

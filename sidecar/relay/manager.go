@@ -1036,7 +1036,7 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 		return fmt.Errorf("%w: the parent has the stream from this node", errGrant)
 	case len(g.Path) >= catalogue.MaxPath:
 		return fmt.Errorf("%w: its path has %d nodes", errGrant, len(g.Path))
-	case r.publication.Beats(g.Publication()):
+	case r.publication.Beats(g.Publication()) && !g.Publication().Replaces(r.publication):
 		return fmt.Errorf("%w: epoch %d of %s is superseded", errGrant, g.Epoch, g.Path[0])
 	}
 	if err := m.o.Catalogue.Observe(g.Epoch); err != nil {
