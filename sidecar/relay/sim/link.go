@@ -57,6 +57,7 @@ type link struct {
 
 	wanted, theirs, promised time.Duration
 	heard                    time.Duration
+	condition                catalogue.Condition
 	probeNow                 bool
 	probed                   time.Duration // -1: not
 	probedAt                 uint64
@@ -129,6 +130,7 @@ func (p *sidecar) newLink(peer *sidecar, dialled bool, connection uint64) *link 
 	return &link{
 		own: p, peer: peer, node: peer.self, dialled: dialled, connection: connection, since: now,
 		wanted: distantPeriod, theirs: distantPeriod, promised: distantPeriod, heard: now, probed: -1, probeNow: true,
+		condition: catalogue.Condition{Ready: true, Draining: peer.draining},
 	}
 }
 
@@ -335,7 +337,10 @@ func (l *link) hearBeat(b *heartbeat) {
 	if err := l.own.catalogue.Observe(b.clock); err != nil {
 		w.watch.fail(w.now, "%s: clock of %s: %v", l.own.self.ID, l.node.ID, err)
 	}
-	l.own.conditions(l, catalogue.Condition{Ready: b.ready, Draining: b.draining})
+	if c := (catalogue.Condition{Ready: b.ready, Draining: b.draining}); c != l.condition {
+		l.condition = c
+		l.own.conditions(l)
+	}
 	l.promised = b.period
 	if len(b.flows) > 0 || len(l.flows) > 0 {
 		l.flows, l.flowsAt = b.flows, w.now

@@ -10,12 +10,11 @@ import (
 
 // peer is a node that is alive, as far as a sidecar can tell: the package mesh says how links are chosen and parted with.
 type peer struct {
-	node      catalogue.Node
-	condition catalogue.Condition
-	links     []*link
-	primary   *link
-	deadline  time.Duration
-	told      time.Duration // -1: never
+	node     catalogue.Node
+	links    []*link
+	primary  *link
+	deadline time.Duration
+	told     time.Duration // -1: never
 }
 
 // target is a node that is dialled whenever it is not connected.
@@ -145,16 +144,13 @@ func (p *sidecar) dial(t *target) {
 	})
 }
 
-// conditions takes what a peer says of itself.
-func (p *sidecar) conditions(l *link, c catalogue.Condition) {
-	q := p.peer(l.node.ID)
-	if q == nil || q.primary != l || q.condition == c {
-		return
+// conditions takes what a peer says of itself, if the link is the one to be believed.
+func (p *sidecar) conditions(l *link) {
+	if p.link(l.node.ID) == l {
+		p.catalogue.SetCondition(l.node.ID, l.condition)
+		p.changed()
+		p.w.tell(p, l.node.ID)
 	}
-	q.condition = c
-	p.catalogue.SetCondition(l.node.ID, c)
-	p.changed()
-	p.w.tell(p, l.node.ID)
 }
 
 func (p *sidecar) observe(clock uint64) {
@@ -190,7 +186,7 @@ func (p *sidecar) keep(l *link) bool {
 			}
 		}
 	} else {
-		p.peers = slices.Insert(p.peers, i, &peer{node: l.node, condition: catalogue.Condition{Ready: true}, told: -1})
+		p.peers = slices.Insert(p.peers, i, &peer{node: l.node, told: -1})
 	}
 	q := p.peers[i]
 	if l.node.Incarnation > q.node.Incarnation {
@@ -369,10 +365,10 @@ func (p *sidecar) period(id NodeID) time.Duration {
 
 // believe takes what a link has said, if that link is the one to be believed.
 func (p *sidecar) believe(l *link) {
-	q := p.peer(l.node.ID)
-	if q == nil || q.primary != l {
+	if p.link(l.node.ID) != l {
 		return
 	}
+	p.catalogue.SetCondition(l.node.ID, l.condition)
 	if err := p.catalogue.SetPeer(l.node, l.received.holds); err != nil {
 		p.w.watch.fail(p.w.now, "%s: holds of %s: %v", p.self.ID, l.node.ID, err)
 	}

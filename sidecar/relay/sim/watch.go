@@ -112,10 +112,12 @@ func (v *watch) overlap(w *world, stream int, cluster string) {
 	w.after(overlapMost, check)
 }
 
+// pullers counts who pulls a stream for a cluster. What a node pulls that drains does not count: it does not move, and ends
+// with the node.
 func (w *world) pullers(stream int, cluster string) int {
 	n := 0
 	for _, o := range w.members[cluster] {
-		if o.sidecar == nil {
+		if o.sidecar == nil || o.sidecar.draining {
 			continue
 		}
 		if r := o.server.spots[stream].relay; r != nil && r.outside && r.live() {
