@@ -387,22 +387,27 @@ func (p *sidecar) announce() {
 
 // refresh makes the announcements anew, and sends them to those who do not know them.
 func (p *sidecar) refresh() {
-	fresh := map[string]bool{}
+	var clusters []string
+	news := false
 	for _, q := range p.peers {
 		cluster := q.node.Cluster
-		if fresh[cluster] {
+		if slices.Contains(clusters, cluster) {
 			continue
 		}
-		fresh[cluster] = true
+		clusters = append(clusters, cluster)
 		before := p.announcements[cluster]
 		holds := p.catalogue.Announcement(cluster)
 		if before == nil || !same(before.holds, holds) && !slices.EqualFunc(before.holds, holds, sameHold) {
+			news = true
 			p.announced++
 			p.w.mark("%s tells %s of %d holds", p.self.ID, cluster, len(holds))
 			p.announcements[cluster] = &announcement{sequence: p.announced, holds: holds}
 		}
 	}
 	for _, q := range p.peers {
+		if !news {
+			return
+		}
 		for _, l := range q.links {
 			l.announce()
 		}
