@@ -102,7 +102,6 @@ func (j *joined) run(cluster, name string) *replica {
 		"SIDESTREAM_STATE_DIR=" + j.TempDir(),
 		"SIDESTREAM_PEER_SERVICE=" + peerService,
 		"SIDESTREAM_PEER_KUBECONFIG=" + j.configs[cluster],
-		"SIDESTREAM_PEER_NAMESPACE=" + j.namespace,
 		"SIDESTREAM_PEER_SECURITY=shared-key",
 		"SIDESTREAM_PEER_KEY=" + j.key,
 		"SIDESTREAM_PEER_LISTEN=" + at(peerPort),

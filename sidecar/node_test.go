@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,12 +15,43 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
+
+func TestClusterFingerprint(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	one, err := clusterFingerprint(file("one", "authority one\n"))
+	if err != nil || len(one) == 0 {
+		t.Fatalf("%x, %v", one, err)
+	}
+	if same, _ := clusterFingerprint(file("same", "authority one")); !bytes.Equal(one, same) {
+		t.Error("a line end makes another cluster")
+	}
+	if two, _ := clusterFingerprint(file("two", "authority two")); bytes.Equal(one, two) {
+		t.Error("two clusters are one")
+	}
+	for _, none := range []string{"", filepath.Join(dir, "none"), file("empty", "\n")} {
+		if got, err := clusterFingerprint(none); got != nil || err != nil {
+			t.Errorf("%q: %x, %v", none, got, err)
+		}
+	}
+	if _, err := clusterFingerprint(dir); err == nil {
+		t.Error("a directory is a file")
+	}
+}
 
 // watched is a media server of which only its Watch is asked: one answer for each call, then silence.
 type watched struct {
@@ -119,4 +152,35 @@ func TestSupersededIsSaidOnce(t *testing.T) {
 	follow(1, 2)
 	elsewhere()
 	follow(0, 2)
+}
+
+// Each kind of peer setting is a source of its own, under the name that status and metrics show.
+func TestSourcesOfPeers(t *testing.T) {
+	settings := config.Default()
+	settings.Peer.Service, settings.Peer.DNS = "sidestream-peers", []string{"peers.example"}
+	settings.Peer.File, settings.Peer.Static = "/peers", []string{"10.0.0.1:18443"}
+	for _, tt := range []struct {
+		settings config.Config
+		want     []string
+	}{
+		{config.Default(), nil},
+		{settings, []string{"endpointslice", "dns", "file", "static"}},
+	} {
+		n := &node{settings: tt.settings, logger: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+		if err := n.openDiscovery(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range n.sources.Status() {
+			got = append(got, s.Source)
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Error(d)
+		}
+	}
+	settings.Peer.DNS = []string{"10.0.0.1:18443"}
+	n := &node{settings: settings, logger: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+	if err := n.openDiscovery(); err == nil || !strings.Contains(err.Error(), "SIDESTREAM_PEER_DNS") {
+		t.Errorf("a name that is none: %v", err)
+	}
 }

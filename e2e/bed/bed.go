@@ -13,17 +13,21 @@
 //	pod, err := east.RunPod(ctx, &corev1.Pod{...}, netip.MustParseAddr("10.0.0.1"))
 //	slices, err := b.Cluster("west").AwaitSlices(ctx, namespace, func(s []discoveryv1.EndpointSlice) bool { ... })
 //
-// Starting two joined clusters takes ten seconds on two idle cores, and each 600 MiB: the tests of a package share one bed,
-// see [Shared].
-// Each has a namespace of its own, which is enough to keep them apart as long as they do not cut the mesh or stop
-// processes; those that do put it right again and do not run in parallel.
+// Starting two joined clusters takes ten seconds on two cores, half a minute where ten others want them too, and each 600
+// MiB: the tests of a package share one bed, see [Shared]. Each has a namespace of its own, which is enough to keep them
+// apart as long as they do not cut the mesh or stop processes; those that do put it right again and do not run in parallel.
 //
 // Where things stand in for what is missing: a pod is ready, unready, terminating or gone because the test says so
 // ([Cluster.RunPod], [Cluster.ReportPod], [Cluster.TerminatePod], [Cluster.RemovePod]); its address may be one of this
-// machine's. A webhook is registered by URL. Nothing is scheduled; Deployments and the like create pods that wait for
-// [Cluster.ReportPod].
+// machine's, at which something listens ([PodIPs]). A webhook is registered by URL. Nothing is scheduled; Deployments and
+// the like create pods that wait for [Cluster.ReportPod].
 //
-// Logs are kept when a test fails, which says where. Everything ends with the test, on Linux also when that is killed.
+// What a test can do to a cluster: stop its API server, or all of it, and start it again ([Cluster.Stop]), cut it off from
+// another ([Bed.Cut]), or make the way there bad ([Bed.Link]), lose its EndpointSlices ([Cluster.LoseSlices]). A client with
+// few rights comes from [Cluster.AddAccount], a kubeconfig file for a program from [Cluster.KubeconfigFor].
+//
+// Logs are kept when a test fails, which says where. Everything ends with the test, on Linux also when that is killed: then
+// half a gigabyte of state stays until the next bed starts, and the logs, in a folder bed-* of the system's for such.
 package bed
 
 import (
@@ -65,7 +69,8 @@ func (c Config) syncTimeout() time.Duration {
 // names are what Cilium allows as a cluster's.
 var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`)
 
-func (c *Config) validate() error {
+// complete fills in what is left out, and names what makes no sense.
+func (c *Config) complete() error {
 	var errs []error
 	if len(c.Clusters) == 0 || len(c.Clusters) > 100 {
 		errs = append(errs, fmt.Errorf("%d clusters; 1 to 100 are possible", len(c.Clusters)))
@@ -114,7 +119,7 @@ func (b *Bed) Cluster(name string) *Cluster {
 // Run starts the clusters, calls use when they can be used, and returns when use has and all processes are gone. The
 // context that use gets ends when something of the bed breaks. Tests call [New], or have a [Shared].
 func Run(ctx context.Context, config Config, use func(context.Context, *Bed) error) error {
-	if err := config.validate(); err != nil {
+	if err := config.complete(); err != nil {
 		return fmt.Errorf("configure bed: %w", err)
 	}
 	b := &Bed{network: wan.NewNetwork(), links: make(map[[2]string]wan.Link)}

@@ -205,8 +205,15 @@ func TestDeployment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.ReportPod(ctx, pod, netip.MustParseAddr("10.10.0.2"), true); err != nil {
-		t.Fatal(err)
+	for _, ready := range []bool{false, true} { // the second time it has a node, which this one does not know
+		if _, err := c.ReportPod(ctx, pod, netip.MustParseAddr("10.10.0.2"), ready); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := pod.DeepCopy()
+	other.UID = "another"
+	if _, err := c.ReportPod(ctx, other, netip.MustParseAddr("10.10.0.3"), false); err == nil {
+		t.Error("a pod that was there before under the same name is reported")
 	}
 	err = poll(ctx, func() error {
 		seen, err := c.Client().AppsV1().Deployments(namespace).Get(ctx, "sfu", metav1.GetOptions{})

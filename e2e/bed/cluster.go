@@ -100,7 +100,10 @@ func (c *Cluster) Stop(ctx context.Context, names ...string) error {
 }
 
 // Start starts the processes of these names, or all, and returns when they work; those that run stay. State is what it was.
-// Controllers and the sync may take up to half a minute more to notice: they wait longer and longer between attempts.
+//
+// What has been without the API server notices later, for it waits longer and longer between attempts: when that had been
+// away alone for a minute, EndpointSlices were right again 40 s after its start, those of other clusters after 75 s; when
+// the whole cluster had been, after 9 s. A test that cannot wait stops and starts all.
 func (c *Cluster) Start(ctx context.Context, names ...string) error {
 	for _, p := range c.inOrder(names) {
 		if err := p.Start(ctx); err != nil {

@@ -18,8 +18,8 @@ var (
 	ownPods    = binary.BigEndian.Uint32([]byte{10, 128, 0, 0}) // the first address of pods there
 	ownGiven   atomic.Uint32                                    // how many have been given
 
-	// notOwn is why the network is the machine's; nil in one of our own.
-	notOwn = errors.New("TestMain does not call bed.OwnNetwork")
+	// errNotOwn is why the network is the machine's; nil in one of our own.
+	errNotOwn = errors.New("TestMain does not call bed.OwnNetwork")
 )
 
 // OwnNetwork, called first in TestMain, gives a package's tests, and all that they start, a network of their own in which
@@ -35,7 +35,7 @@ func OwnNetwork() {
 			fmt.Fprintln(os.Stderr, "bed:", err)
 		}
 	}
-	notOwn = isolate(ownNetwork)
+	errNotOwn = isolate(ownNetwork)
 }
 
 // PodIPs returns n addresses for pods at which the test, or a program that it starts, can listen. They are this machine's
@@ -46,7 +46,7 @@ func OwnNetwork() {
 // port; those that Cilium writes in other clusters do not, see TestPodsOfOneAddress.
 func PodIPs(tb testing.TB, n int) []netip.Addr {
 	tb.Helper()
-	if notOwn == nil {
+	if errNotOwn == nil {
 		ips := make([]netip.Addr, n)
 		for i := range ips {
 			ips[i] = netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, ownPods+ownGiven.Add(1))))
@@ -58,7 +58,7 @@ func PodIPs(tb testing.TB, n int) []netip.Addr {
 		tb.Fatal(err)
 	}
 	if len(ips) < n {
-		tb.Skipf("this machine has %d of the %d addresses wanted for pods: %v", len(ips), n, notOwn)
+		tb.Skipf("this machine has %d of the %d addresses wanted for pods: %v", len(ips), n, errNotOwn)
 	}
 	return ips[:n]
 }

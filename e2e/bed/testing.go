@@ -69,6 +69,7 @@ func NewWith(tb testing.TB, config Config) *Bed {
 //	var shared = bed.Shared{Config: bed.Config{Clusters: []string{"east", "west"}}}
 //
 //	func TestMain(m *testing.M) {
+//		bed.OwnNetwork() // where tests want PodIPs
 //		shared.Tests = m
 //		goleak.VerifyTestMain(&shared) // or os.Exit(shared.Run())
 //	}

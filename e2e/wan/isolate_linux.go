@@ -52,8 +52,7 @@ func allLocal(prefixes []netip.Prefix) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer syscall.Close(fd) //nolint:errcheck // nothing could be done
-	errs := []error{request(fd, syscall.RTM_NEWLINK, 0,
-		syscall.IfInfomsg{Index: int32(lo.Index), Flags: syscall.IFF_UP, Change: syscall.IFF_UP})}
+	errs := []error{request(fd, syscall.RTM_NEWLINK, 0, up(lo))}
 	for _, p := range prefixes {
 		errs = append(errs, request(fd, syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL,
 			syscall.RtMsg{

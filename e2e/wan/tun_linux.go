@@ -61,9 +61,6 @@ func configure(addresses []netip.Addr) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer syscall.Close(fd) //nolint:errcheck // nothing could be done
-	up := func(i *net.Interface) syscall.IfInfomsg {
-		return syscall.IfInfomsg{Index: int32(i.Index), Flags: syscall.IFF_UP, Change: syscall.IFF_UP}
-	}
 	errs := []error{
 		request(fd, syscall.RTM_NEWLINK, 0, up(lo)),
 		request(fd, syscall.RTM_NEWLINK, 0, up(tun),
@@ -88,6 +85,11 @@ func configure(addresses []netip.Addr) error {
 		)
 	}
 	return errors.Join(errs...)
+}
+
+// up is what an interface is to be.
+func up(i *net.Interface) syscall.IfInfomsg {
+	return syscall.IfInfomsg{Index: int32(i.Index), Flags: syscall.IFF_UP, Change: syscall.IFF_UP}
 }
 
 // attribute is one of a netlink message.

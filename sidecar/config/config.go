@@ -35,8 +35,8 @@ type Config struct {
 	// ClusterCAFile holds the cluster's own authority, as Kubernetes mounts it: by its hash nodes see when two clusters have
 	// one name. Where there is no such file they do not see it.
 	ClusterCAFile string `env:"CLUSTER_CA_FILE" envDefault:"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"`
-	// Namespace is that of the pod, for Kubernetes from the downward API. Nodes of different namespaces do not join, and a
-	// certificate may demand one.
+	// Namespace is that of the pod, for Kubernetes from the downward API. Nodes of different namespaces do not join, a
+	// certificate may demand one, and the Service of the peers is in it. Unset: the Service's is read where a pod finds its own.
 	Namespace string `env:"NAMESPACE"`
 	// PodIP is the address at which this pod's containers reach each other and its peers reach its media. Unset: only
 	// loopback is known, which suits one machine.
@@ -86,8 +86,6 @@ type Peer struct {
 	// Service is the Kubernetes Service of that name in all clusters whose EndpointSlices tell the peers. Empty: Kubernetes
 	// is not asked.
 	Service string `env:"SERVICE"`
-	// Namespace is the Service's. Empty: the pod's own.
-	Namespace string `env:"NAMESPACE"`
 	// PortName is the name of the Service's port for peers.
 	PortName string `env:"PORT_NAME" envDefault:"sidestream-peer"`
 	// Kubeconfig is a file by which the API server is reached. Empty: by the pod's service account.

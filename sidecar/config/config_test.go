@@ -65,7 +65,7 @@ func full(t *testing.T) Config {
 		},
 		Peer: Peer{
 			Listen: ":1", AdvertisedHost: "peer.example.org",
-			Service: "sidestream-peers", Namespace: "media", PortName: "peer", Kubeconfig: "/kubeconfig",
+			Service: "sidestream-peers", PortName: "peer", Kubeconfig: "/kubeconfig",
 			DNS:      []string{"peers.example:18443", "peers.media.svc.clusterset.local", "_peer._tcp.peers.example."},
 			File:     "/peers",
 			Static:   []string{"10.1.1.1:18443", "[fd00::1]:18443", "peer.example:18443"},
@@ -213,8 +213,8 @@ func TestValidate(t *testing.T) {
 		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},
 		"service": {
-			func(c *Config) { c.Peer.Service, c.Peer.Namespace = "media/sidestream-peers", "Media" },
-			[]string{"SIDESTREAM_PEER_SERVICE", "SIDESTREAM_PEER_NAMESPACE"},
+			func(c *Config) { c.Peer.Service, c.Namespace = "media/sidestream-peers", "Media" },
+			[]string{"SIDESTREAM_NAMESPACE", "SIDESTREAM_PEER_SERVICE"},
 		},
 		"port number": {func(c *Config) { c.Peer.PortName = "18443/tcp" }, []string{"SIDESTREAM_PEER_PORT_NAME"}},
 		"relative files": {

@@ -17,9 +17,6 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
-// namespaceName is what Kubernetes allows (RFC 1123 section 2.1).
-var namespaceName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-
 // minKey is the least length of a key that nodes share.
 const minKey = 32
 
@@ -36,7 +33,7 @@ func (c Config) Validate() error {
 	case !plainName.MatchString(c.Cluster):
 		f.add("SIDESTREAM_CLUSTER is %q: use up to 128 letters, digits, dots and dashes", c.Cluster)
 	}
-	if c.Namespace != "" && !namespaceName.MatchString(c.Namespace) {
+	if c.Namespace != "" && !kubernetesName.MatchString(c.Namespace) {
 		f.add("SIDESTREAM_NAMESPACE is %q: give the pod's namespace (fieldRef metadata.namespace), or leave it unset", c.Namespace)
 	}
 	if c.ClusterCAFile != "" && !path.IsAbs(c.ClusterCAFile) {
@@ -71,7 +68,6 @@ func (c Config) Validate() error {
 	}
 	f.kubernetesName("SIDESTREAM_PEER_SERVICE", c.Peer.Service, "name the Service of the peers, such as sidestream-peers, "+
 		"without its namespace, or leave it unset to find peers without Kubernetes")
-	f.kubernetesName("SIDESTREAM_PEER_NAMESPACE", c.Peer.Namespace, "name the namespace of the Service, or leave it unset for the pod's own")
 	if !kubernetesName.MatchString(c.Peer.PortName) {
 		f.add("SIDESTREAM_PEER_PORT_NAME is %q: give the name, not the number, of the Service's port for peers, such as sidestream-peer",
 			c.Peer.PortName)

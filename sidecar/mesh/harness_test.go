@@ -28,16 +28,16 @@ var _ knowledge = (*catalogue.Catalogue)(nil)
 
 // book is a small catalogue that remembers what it was told.
 type book struct {
-	mu      sync.Mutex
-	self    catalogue.Node
-	clock   uint64
-	own     []catalogue.Hold
-	peers   map[catalogue.NodeID]page
-	forgot  []catalogue.NodeID
+	mu     sync.Mutex
+	self   catalogue.Node
+	clock  uint64
+	own    []catalogue.Hold
+	peers  map[catalogue.NodeID]page
+	forgot []catalogue.NodeID
 
 	conditions map[catalogue.NodeID]catalogue.Condition
-	told    int // SetPeer calls
-	changed chan struct{}
+	told       int // SetPeer calls
+	changed    chan struct{}
 }
 
 type page struct {
@@ -237,7 +237,7 @@ func start(t *testing.T, c config) *node {
 	b := newBook(catalogue.Node{ID: c.id, Incarnation: c.incarnation, Cluster: c.cluster})
 	o := Options{
 		Catalogue: b, Security: c.security, Listener: port.GRPC(), Address: c.address, Handler: c.handler,
-		Version: "test", Features: []string{"a-feature-of-the-future"}, Dial: c.dial, Registerer: registry, Logger: log,
+		Namespace: c.security.self.namespace, Version: "test", Features: []string{"a-feature-of-the-future"}, Dial: c.dial, Registerer: registry, Logger: log,
 	}
 	if c.options != nil {
 		c.options(&o)
@@ -321,6 +321,24 @@ func (n *node) counted(t *testing.T, name, label string) float64 {
 		}
 	}
 	return sum
+}
+
+// gauge is the value of a gauge, of the series with this label where there are several.
+func (n *node) gauge(t *testing.T, name, label string) float64 {
+	t.Helper()
+	families, err := n.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, metric := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || metric.GetLabel()[0].GetValue() == label) {
+				return metric.GetGauge().GetValue()
+			}
+		}
+	}
+	t.Fatalf("no metric %s of %s", name, label)
+	return 0
 }
 
 // answers is a Handler made of two functions.

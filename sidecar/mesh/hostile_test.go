@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,8 @@ import (
 	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
 )
 
-// stranger calls a node as no Mesh would. The call ends with the test.
-func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
+// channel dials a node as no Mesh would. It is closed with the test.
+func (n *network) channel(t *testing.T, host, addr string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(n.dialFrom(host)),
@@ -33,11 +34,16 @@ func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// stranger calls a node as no Mesh would. The call ends with the test.
+func (n *network) stranger(t *testing.T, host, addr string) *dialledStream {
+	t.Helper()
+	conn := n.channel(t, host, addr)
 	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() {
-		cancel()
-		_ = conn.Close()
-	})
+	t.Cleanup(cancel)
 	call, err := pb.NewMeshServiceClient(conn).Exchange(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -538,51 +544,137 @@ func TestPieces(t *testing.T) {
 	}
 }
 
-// FuzzFrame: whatever bytes a peer sends, a frame that is valid does nothing worse than to end its own link, and what is
-// believed of it stays within bounds.
-func FuzzFrame(f *testing.F) {
-	for _, frame := range []*pb.Frame{
-		helloFrame(nil), confirmFrame(), heartbeatFrame(nil), holdsFrame(1, 0, nil, "x", "y"),
-		holdsFrame(2, 1, func(h *pb.Holds) { h.Withdrawn = []string{"x"} }, "z"),
-		{Body: &pb.Frame_ClaimRequest{ClaimRequest: &pb.ClaimRequest{Request: 1, Stream: "x", Epoch: 1}}},
-		{Body: &pb.Frame_PullRequest{PullRequest: &pb.PullRequest{Request: 1, Stream: "x"}}},
-		{Body: &pb.Frame_PullAnswer{PullAnswer: &pb.PullAnswer{
-			Result: &pb.PullAnswer_Grant{Grant: &pb.Grant{Path: []string{"s"}}},
-		}}},
-		{Body: &pb.Frame_Obituary{Obituary: &pb.Obituary{Node: "s"}}},
-		{Body: &pb.Frame_Goodbye{Goodbye: &pb.Goodbye{}}},
-	} {
-		data, err := proto.Marshal(frame)
+// script is the dialler's end of a call that says what was written down, and reads nothing. It validates as the
+// interceptor does.
+type script struct {
+	grpc.ServerStream
+	lines [][]byte
+}
+
+func (*script) Context() context.Context { return context.Background() }
+
+func (*script) Send(*pb.ExchangeResponse) error { return nil }
+
+func (s *script) Recv() (*pb.ExchangeRequest, error) {
+	if len(s.lines) == 0 {
+		return nil, io.EOF
+	}
+	line := s.lines[0]
+	s.lines = s.lines[1:]
+	r := &pb.ExchangeRequest{}
+	if err := proto.Unmarshal(line, r); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	if err := r.Validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return r, nil
+}
+
+// lines cuts what a fuzzer writes into messages: each is preceded by its length in two bytes, the last one may be shorter.
+func lines(data []byte) [][]byte {
+	var all [][]byte
+	for len(data) >= 2 && len(all) < 1000 {
+		n := min(int(binary.BigEndian.Uint16(data)), len(data)-2)
+		all = append(all, data[2:2+n])
+		data = data[2+n:]
+	}
+	return all
+}
+
+func written(t testing.TB, frames ...*pb.Frame) []byte {
+	t.Helper()
+	var all []byte
+	for _, f := range frames {
+		data, err := proto.Marshal(&pb.ExchangeRequest{Frame: f})
 		if err != nil {
-			f.Fatal(err)
+			t.Fatal(err)
 		}
-		f.Add(data)
+		all = append(binary.BigEndian.AppendUint16(all, uint16(len(data))), data...)
+	}
+	return all
+}
+
+// FuzzFrame: whatever bytes a peer sends, in the handshake or after it, they do nothing worse than to end its own link, and
+// what is believed of it and kept for it stays within bounds.
+func FuzzFrame(f *testing.F) {
+	hello, confirm := helloFrame(nil), confirmFrame()
+	for _, frames := range [][]*pb.Frame{
+		{},
+		{nil},
+		{hello},
+		{hello, hello},
+		{confirm},
+		{hello, {Body: &pb.Frame_Refusal{Refusal: &pb.Refusal{Reason: "no"}}}},
+		{helloFrame(func(h *pb.Hello) {
+			h.Namespace, h.ClusterFingerprint, h.Features, h.Host = "media", []byte("f"), []string{"x"}, "host"
+		}), confirm},
+		{helloFrame(func(h *pb.Hello) { h.Cluster, h.ClusterFingerprint = "near", []byte("another") }), confirm, heartbeatFrame(nil)},
+		{helloFrame(func(h *pb.Hello) { h.Node = "a" }), confirm},
+		{helloFrame(func(h *pb.Hello) { h.Clock = 1 << 63 }), confirm},
+		{hello, confirm, heartbeatFrame(func(h *pb.Heartbeat) {
+			h.Probe, h.EchoSequence, h.EchoAgeUs, h.PacketAges = true, 1, 1<<63, []*pb.PacketAge{{Stream: "x", AgeMs: new(uint64(1 << 63)), Sequence: 1 << 63}}
+		})},
+		{hello, confirm, holdsFrame(1, 0, nil, "x", "y"), holdsFrame(2, 1, func(h *pb.Holds) { h.Withdrawn = []string{"x"} }, "z")},
+		{hello, confirm, holdsFrame(1, 0, func(h *pb.Holds) { h.More = true }, "x"), holdsFrame(1, 0, nil, "y")},
+		{hello, confirm, {Body: &pb.Frame_ClaimRequest{ClaimRequest: &pb.ClaimRequest{Request: 1, Stream: "x", Epoch: 1}}}},
+		{hello, confirm, {Body: &pb.Frame_ClaimAnswer{ClaimAnswer: &pb.ClaimAnswer{Request: 1, Holder: "s"}}}},
+		{hello, confirm, {Body: &pb.Frame_PullRequest{PullRequest: &pb.PullRequest{Request: 1, Stream: "x"}}}},
+		{hello, confirm, {Body: &pb.Frame_PullAnswer{PullAnswer: &pb.PullAnswer{
+			Result: &pb.PullAnswer_Grant{Grant: &pb.Grant{Path: []string{"s"}}},
+		}}}},
+		{hello, confirm, {Body: &pb.Frame_Obituary{Obituary: &pb.Obituary{Node: "s"}}}},
+		{hello, confirm, {Body: &pb.Frame_Goodbye{Goodbye: &pb.Goodbye{}}}},
+	} {
+		f.Add(written(f, frames...))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		frame := &pb.Frame{}
-		if proto.Unmarshal(data, frame) != nil || frame.Validate() != nil {
+		b := newBook(catalogue.Node{ID: "a", Cluster: "near"})
+		m := New(Options{
+			Catalogue: b, Security: Plaintext(), Namespace: "media", ClusterFingerprint: []byte("own"),
+			Handler: answers{
+				claim: func(catalogue.NodeID, adapters.StreamID, uint64) Claim { return Claim{Holder: "h"} },
+				grant: func(catalogue.NodeID, adapters.StreamID) (Grant, error) {
+					return Grant{Token: "t", Path: []catalogue.NodeID{"a"}}, nil
+				},
+			},
+		})
+		stream := acceptedStream{&script{lines: lines(data)}}
+		l, err := m.welcome(stream)
+		if err != nil || l == nil {
+			if len(b.peers) > 0 || len(m.peers) > 0 {
+				t.Fatal("believed without a handshake")
+			}
 			return
 		}
-		b := newBook(catalogue.Node{ID: "a", Cluster: "near"})
-		m := New(Options{Catalogue: b, Handler: answers{
-			claim: func(catalogue.NodeID, adapters.StreamID, uint64) Claim { return Claim{} },
-			grant: func(catalogue.NodeID, adapters.StreamID) (Grant, error) { return Grant{}, nil },
-		}})
-		l := m.newLink(nil, false, &pb.Hello{Node: "s", Cluster: "far", Incarnation: 1}, "")
 		if err := m.keep(l); err != nil {
 			t.Fatal(err)
 		}
-		for range 3 {
-			_ = l.handle(frame)
+		l.read()
+		if !l.ended() || strings.Contains(l.why.Error(), "internal error") {
+			t.Fatalf("ended: %v", l.why)
 		}
-		for s, h := range b.peers["s"].holds {
-			if s.Validate() != nil || h.Holder() != "s" || len(h.Path) > catalogue.MaxPath {
+		id := l.node.ID
+		for s, h := range b.peers[id].holds {
+			if s.Validate() != nil || h.Holder() != id || len(h.Path) > catalogue.MaxPath {
 				t.Fatalf("believed: %+v", h)
 			}
 		}
-		if l.promised < relatedPeriod || l.promised > distantPeriod || l.theirs < relatedPeriod || len(l.queue) > 3 {
-			t.Fatalf("promised %v, wanted %v, %d answers", l.promised, l.theirs, len(l.queue))
+		if len(b.peers) > 1 || len(m.peers) > 1 || len(m.targets) > 0 || len(m.refusals) > 1 {
+			t.Fatalf("kept: %d, %d peers, %d targets, %d refusals", len(b.peers), len(m.peers), len(m.targets), len(m.refusals))
 		}
-		l.next(time.Now())
+		if len(l.holds) > catalogue.MaxHolds || len(l.queue) > maxQueue || len(l.flows) > pb.MaxPacketAges || len(l.deaths) > 0 {
+			t.Fatalf("kept: %d holds, %d answers, %d ages", len(l.holds), len(l.queue), len(l.flows))
+		}
+		if l.promised < relatedPeriod || l.promised > distantPeriod || l.theirs < relatedPeriod || l.theirs > distantPeriod {
+			t.Fatalf("promised %v, wanted %v", l.promised, l.theirs)
+		}
+		for range len(l.queue) + 2 {
+			if f, _ := l.next(time.Now()); f != nil && f.Validate() != nil {
+				t.Fatalf("would send %v", f)
+			}
+		}
+		m.remove(l, l.why)
+		m.Peers()
 	})
 }

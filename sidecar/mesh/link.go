@@ -117,6 +117,7 @@ type link struct {
 	measured  bool
 	ready     bool
 	draining  bool
+	doubted   error                      // why not all of holds is believed
 	flooding  bool                       // it sends so much that it is read slowly
 	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
 	flowsAt   time.Time
@@ -620,7 +621,11 @@ func (l *link) handleHolds(h *pb.Holds) error {
 	if err := l.take(a); err != nil {
 		return err
 	}
-	switch err := l.mesh.apply(l); {
+	err = l.mesh.apply(l)
+	l.mu.Lock()
+	l.doubted = err
+	l.mu.Unlock()
+	switch {
 	case errors.Is(err, catalogue.ErrSelf), errors.Is(err, catalogue.ErrStale):
 		return &refusal{reason: "identity", err: err}
 	case err != nil && !l.reported:

@@ -56,7 +56,7 @@ type Security struct {
 	mu      sync.Mutex
 	current *material
 	stamp   string    // of the source behind current
-	failed  string    // of the last one that could not be used, so that each is reported once
+	failed  string    // the last that could not be used, and why, so that each is reported once
 	warned  time.Time // when the end of the certificate was announced last
 }
 
@@ -173,8 +173,8 @@ func (s *Security) material() *material {
 	}
 	if err != nil {
 		// A Secret is swapped under us file by file; the next connection tries again.
-		if stamp != s.failed {
-			s.failed = stamp
+		if failed := stamp + err.Error(); failed != s.failed {
+			s.failed = failed
 			s.log.Warn("certificates have changed and cannot be used; the old ones stay in force", "error", err)
 		}
 		return s.current

@@ -34,7 +34,11 @@ import (
 const (
 	maxMessage = 4 << 20
 	maxHeaders = 16 << 10
-	bufferSize = 8 << 10
+	bufferSize = 4 << 10
+	// window is how much of one direction may be under way: a full set of thousands of streams takes a few round trips, and a
+	// peer that is read slowly costs no more than this. Without a fixed size grpc-go measures the way anew at each message, by
+	// a ping and its answer: at rest, two thirds of all that is sent and received.
+	window = 256 << 10
 	// A stream is all that a peer needs of a connection; a second one is for a health probe.
 	maxStreams = 4
 	// maxGreeting bounds the streams that have not finished their handshake.
@@ -57,6 +61,8 @@ func (m *Mesh) newServer() *grpc.Server {
 		grpc.ConnectionTimeout(greetTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.WriteBufferSize(bufferSize),
 		grpc.WaitForHandlers(true),

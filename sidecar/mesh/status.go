@@ -31,7 +31,7 @@ type PeerStatus struct {
 	Ready       bool             `json:"ready"`
 	Draining    bool             `json:"draining"`
 	Holds       int              `json:"holds"`
-	Error       string           `json:"error,omitempty"`      // why it is not connected
+	Error       string           `json:"error,omitempty"`      // why it is not connected, or not believed
 	Conditions  []string         `json:"conditions,omitempty"` // what a person should look at
 }
 
@@ -44,6 +44,7 @@ const (
 	certificateName      = "certificate-name"
 	plaintextMixed       = "plaintext"
 	tlsFailed            = "tls-failed"
+	holdsDoubted         = "holds-not-believed"
 	flooding             = "flooding"
 	heartbeatLost        = "heartbeat-lost"
 	refusedByPeer        = "refused-by-peer"
@@ -53,7 +54,7 @@ const (
 // conditions are all of them.
 var conditions = []string{
 	clusterNameShared, clusterMismatch, certificateExpired, certificateAuthority, certificateName, plaintextMixed, tlsFailed,
-	flooding, heartbeatLost, refusedByPeer, unreachable,
+	holdsDoubted, flooding, heartbeatLost, refusedByPeer, unreachable,
 	"refused-clock", "refused-flood", "refused-frame", "refused-handshakes", "refused-holds", "refused-identity",
 	"refused-order", "refused-other", "refused-rate", "refused-stale",
 }
@@ -165,6 +166,10 @@ func (l *link) describe(s *PeerStatus) {
 	s.Ready = l.ready
 	s.Draining = l.draining
 	s.Holds = len(l.holds)
+	if l.doubted != nil {
+		s.Error = l.doubted.Error()
+		s.Conditions = append(s.Conditions, holdsDoubted)
+	}
 	if l.flooding {
 		s.Conditions = append(s.Conditions, flooding)
 	}

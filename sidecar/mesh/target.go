@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -315,6 +316,8 @@ func (m *Mesh) dialOptions(trouble *trouble) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		// A link says little: the default buffers are most of what it would cost.
 		grpc.WithReadBufferSize(bufferSize),
 		grpc.WithWriteBufferSize(bufferSize),
@@ -353,9 +356,15 @@ func plain(err error) error {
 	}
 	switch s.Code() {
 	case codes.PermissionDenied, codes.FailedPrecondition, codes.InvalidArgument, codes.ResourceExhausted, codes.Unauthenticated:
-		return &turnedAway{s.Message()}
+		return &turnedAway{strings.TrimPrefix(s.Message(), "refused: ")}
 	default:
-		return errors.New(s.Message())
+		text := s.Message()
+		if quoted, ok := strings.CutPrefix(text, "connection error: desc = "); ok {
+			if inner, err := strconv.Unquote(quoted); err == nil {
+				text = strings.TrimPrefix(strings.TrimPrefix(inner, "transport: "), "Error while dialing: ")
+			}
+		}
+		return errors.New(text)
 	}
 }
 

@@ -73,6 +73,9 @@ type Input struct {
 	Claims map[adapters.StreamID]Claim
 	// Avoid is until when a parent that failed is not to be tried again; nil: none failed.
 	Avoid func(stream adapters.StreamID, parent catalogue.NodeID) time.Time
+	// Gone says of a holder that nothing comes from it any more, though it is still announced: it does not count, nor who has
+	// the stream by way of it. nil: none is.
+	Gone func(stream adapters.StreamID, holder catalogue.NodeID) bool
 	// RTT is the measured round trip to a node; nil: none was measured.
 	RTT    func(catalogue.NodeID) (time.Duration, bool)
 	FanOut int // 0: DefaultFanOut
@@ -319,6 +322,9 @@ func (in *Input) gather(
 // counts says whether a holder can be a parent at all. Of two pullers of a cluster one yields also when the heartbeat of the
 // parent of both is lost: it may be for a long time that only the control is.
 func (in *Input) counts(h catalogue.Hold, relay Relay, lost bool, senior catalogue.NodeID) bool {
+	if in.Gone != nil && slices.ContainsFunc(h.Path, func(id catalogue.NodeID) bool { return in.Gone(h.Stream, id) }) {
+		return false
+	}
 	yields := relay.Live && relay.Outside && h.Holder() == senior
 	return len(h.Path) < catalogue.MaxPath && (!lost || !h.Through(relay.Parent) || yields)
 }
@@ -381,6 +387,8 @@ func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Public
 	why := WhyPull
 	switch {
 	case c.Granted || c.Holder == self:
+	case c.Holder != "" && in.Gone != nil && in.Gone(d.Stream, c.Holder):
+		why = WhyUnasked // whoever answered does not know yet; two copies for a moment do less harm than none
 	case c.Holder != "" && in.State.Near(c.Holder) && !in.State.Condition(c.Holder).Draining:
 		d.Action, d.Why, d.Parent, d.Until = Wait, WhyGranted, c.Holder, c.Until
 		return d
@@ -417,7 +425,11 @@ func (in *Input) choose(d Decision, relay Relay, stay bool, from []candidate, wh
 	}
 	switch {
 	case best == nil && stay:
-		d = d.keep(relay, WhyOrphan)
+		why = WhyOrphan
+		if !until.IsZero() {
+			why = WhyAvoid
+		}
+		d = d.keep(relay, why)
 		d.Until = until
 		return d
 	case best == nil:

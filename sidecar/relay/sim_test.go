@@ -61,6 +61,7 @@ type simNode struct {
 	avoid     map[ID]int
 	heard     map[ID]int
 	sent      map[ID]*catalogue.State
+	feasible  planner.Feasibility
 }
 
 type simRelay struct {
@@ -68,6 +69,7 @@ type simRelay struct {
 	source      int // the parent's when the session was opened
 	publication catalogue.Publication
 	path        []ID
+	sequence    uint64
 	outside     bool
 	session     int // at the own server
 	liveAt      int
@@ -95,6 +97,7 @@ func (s *sim) boot(n *simNode, r catalogue.Record) {
 	n.booted, n.doubt = s.tick, 0
 	n.claim, n.relay, n.asking = planner.Claim{}, nil, 0
 	n.avoid, n.heard, n.sent = map[ID]int{}, map[ID]int{}, map[ID]*catalogue.State{}
+	n.feasible = planner.Feasibility{}
 	if err := n.catalogue.Restore(r); err != nil {
 		s.Fatal(err)
 	}
@@ -322,6 +325,13 @@ func (s *sim) plan(n *simNode) {
 			state, _ = n.catalogue.Snapshot()
 		}
 	}
+	if r := n.relay; r != nil && r.live && s.tick%5 == 0 && s.linked(n, r.parent) {
+		if h, ok := state.Hold(r.parent.ID, "x"); ok && h.Publication() == r.publication && slices.Equal(h.Path, r.path[:len(r.path)-1]) {
+			s.hear(n, r)
+		}
+	}
+	_, held := state.Own("x")
+	n.feasible.Forget(s.now(), func(adapters.StreamID) bool { return held || len(state.Children("x", n.ID)) > 0 })
 	n.claims.Observe(s.now(), state)
 	if !n.wants && len(state.Children("x", n.ID)) == 0 {
 		if n.relay != nil {
@@ -404,14 +414,37 @@ func (s *sim) pull(n *simNode, d planner.Decision) {
 		fail()
 		return
 	}
+	sequence := s.handOn(parent, h)
+	if !n.feasible.Accepts("x", h.Publication(), sequence, len(h.Path)-1) {
+		n.avoid[d.Parent] = s.tick + 5
+		return
+	}
 	if h.Through(n.ID) {
 		s.Fatalf("tick %d: %s is granted a path through itself: %v", s.tick, n.ID, h.Path)
 	}
 	n.relay = &simRelay{
 		parent: parent, source: parent.source, publication: h.Publication(), path: append(slices.Clone(h.Path), n.ID),
-		outside: d.Outside, liveAt: s.tick + 1 + s.rand.IntN(3),
+		sequence: sequence, outside: d.Outside, liveAt: s.tick + 1 + s.rand.IntN(3),
 	}
 	n.catalogue.Carry("x")
+}
+
+// handOn is the sequence that a node gives out with its own hold.
+func (s *sim) handOn(n *simNode, own catalogue.Hold) uint64 {
+	if len(own.Path) == 1 {
+		return planner.Sequence(n.Incarnation, time.Duration(s.tick-n.booted)*simTick)
+	}
+	n.feasible.Told("x", own.Publication(), n.relay.sequence, len(own.Path)-1)
+	return n.relay.sequence
+}
+
+// hear lets a relay hear its parent's heartbeat.
+func (s *sim) hear(n *simNode, r *simRelay) {
+	state, _ := r.parent.catalogue.Snapshot()
+	own, ok := state.Own("x")
+	if ok && own.Publication() == r.publication && slices.Contains(state.Children("x", r.parent.ID), n.ID) {
+		r.sequence = s.handOn(r.parent, own)
+	}
 }
 
 // rest checks what must hold once all is quiet.

@@ -30,7 +30,7 @@ const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 func ownNamespace() (string, error) {
 	content, err := os.ReadFile(namespaceFile)
 	if err != nil {
-		return "", fmt.Errorf("find the namespace: set SIDESTREAM_PEER_NAMESPACE outside a pod: %w", err)
+		return "", fmt.Errorf("find the namespace: set SIDESTREAM_NAMESPACE outside a pod: %w", err)
 	}
 	return strings.TrimSpace(string(content)), nil
 }
@@ -103,6 +103,9 @@ func (q quiet) Enabled(ctx context.Context, level slog.Level) bool {
 }
 
 func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if !q.Enabled(ctx, r.Level) {
+		return nil // errors come without having been asked for
+	}
 	r.Level = min(r.Level, slog.LevelDebug)
 	return q.Handler.Handle(ctx, r)
 }

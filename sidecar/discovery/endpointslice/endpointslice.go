@@ -206,6 +206,9 @@ func (s *Source) settle() {
 	switch {
 	case failed != nil:
 		s.trouble.Set(failed)
+		if failed.kind == kindUnsaid {
+			return
+		}
 		if s.said = failed.kind; s.said != was {
 			level := slog.LevelWarn
 			if failed.kind == kindForbidden || failed.kind == kindUnauthorised {
@@ -228,6 +231,7 @@ func (s *Source) settle() {
 
 // The kinds of trouble, each of which is said once.
 const (
+	kindUnsaid       = "unsaid"
 	kindForbidden    = "forbidden"
 	kindUnauthorised = "unauthorised"
 	kindOther        = "other"
@@ -269,10 +273,15 @@ type shelf struct {
 	changed chan<- struct{} // capacity 1
 
 	// Guarded by the source's mu.
-	said   map[string]found // by slice: no more than what is needed of it
-	listed bool
-	failed *failure // nil: it is being watched
+	said    map[string]found // by slice: no more than what is needed of it
+	listed  bool
+	failed  *failure // nil: it is being watched
+	refused int      // how often in a row the API server knew no rights for us
 }
+
+// refusals is how often it must happen in a row before it is said: an API server that has just started refuses everybody
+// until it has read the roles.
+const refusals = 3
 
 // ListWithContext is for the reflector.
 func (s *shelf) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
@@ -311,12 +320,18 @@ func (s *shelf) note(ctx context.Context, verb string, err error) {
 	}
 	s.source.mu.Lock()
 	defer s.source.mu.Unlock()
-	s.failed = nil
-	if err != nil {
-		s.source.watchFailures.Inc()
-		s.failed = newFailure(verb, s.want, err)
+	defer s.source.settle()
+	if err == nil {
+		s.failed, s.refused = nil, 0
+		return
 	}
-	s.source.settle()
+	s.source.watchFailures.Inc()
+	s.failed = newFailure(verb, s.want, err)
+	if s.failed.kind != kindForbidden && s.failed.kind != kindUnauthorised {
+		s.refused = 0
+	} else if s.refused++; s.refused < refusals {
+		s.failed.kind = kindUnsaid
+	}
 }
 
 // Add is for the reflector, as are those below.

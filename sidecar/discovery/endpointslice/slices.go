@@ -94,6 +94,9 @@ func (w wanted) read(s *discoveryv1.EndpointSlice) found {
 		f.left[leftForeigner]++
 		return f
 	}
+	if len(s.Endpoints) == 0 {
+		return f // of a Service without pods Kubernetes writes one without ports
+	}
 	if s.AddressType != discoveryv1.AddressTypeIPv4 && s.AddressType != discoveryv1.AddressTypeIPv6 {
 		f.left[leftFQDN]++
 		return f
