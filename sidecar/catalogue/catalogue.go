@@ -362,7 +362,7 @@ func (c *Catalogue) settle(bad *refusals) {
 			bad.add(fmt.Errorf("stream %q: %w streams: at most %d are announced", s.ID, ErrLimit, MaxHolds))
 			continue
 		}
-		var epoch uint64
+		epoch := c.remembered(s.ID)
 		if c.started {
 			c.clock++
 			epoch = c.clock
@@ -383,6 +383,18 @@ func (c *Catalogue) settle(bad *refusals) {
 		c.told = nil
 	}
 	c.flush()
+}
+
+// remembered is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
+func (c *Catalogue) remembered(id adapters.StreamID) uint64 {
+	var epoch uint64
+	row, _ := c.index.rows.Get(id)
+	for _, h := range row.Holds() {
+		if len(h.Path) > 1 && h.Origin() == c.self.ID {
+			epoch = max(epoch, h.Epoch)
+		}
+	}
+	return epoch
 }
 
 func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream) {
