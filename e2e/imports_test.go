@@ -23,7 +23,7 @@ var arrows = map[string][]string{
 	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 	"adapters/poll":        {"adapters"},
 	"adapters/mediamtx":    {"adapters", "adapters/poll"},
-	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/gojq"},
+	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
 
 	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
 
