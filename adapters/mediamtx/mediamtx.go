@@ -198,8 +198,12 @@ func (w *watch) list(ctx context.Context) ([]adapters.Stream, error) {
 	}
 	streams := make([]adapters.Stream, 0, len(paths))
 	for _, p := range paths {
-		if s, ok := p.stream(); ok {
-			s.Relayed = w.ours[s.Session]
+		s, ok := p.stream()
+		if !ok {
+			continue
+		}
+		// Not to know whose a session is means that it came or went between the answers: the next one tells.
+		if s.Relayed, ok = w.ours[s.Session]; ok || p.Source.Type != webRTCSession {
 			streams = append(streams, s)
 		}
 	}
@@ -240,7 +244,7 @@ func (w *watch) look(ctx context.Context, paths []path) error {
 		var s session
 		err := w.adapter.get(ctx, "/v3/webrtcsessions/get/"+url.PathEscape(id), nil, &s)
 		if gone(err) {
-			continue // between the two answers; the next one tells
+			continue
 		}
 		if err != nil {
 			return err
