@@ -42,6 +42,7 @@ type track struct {
 	Props struct {
 		Channels int   `json:"channelCount"`
 		MuLaw    *bool `json:"muLaw"`
+		Rate     int   `json:"sampleRate"`
 	} `json:"codecProps"`
 }
 
@@ -132,6 +133,8 @@ func (t track) mime(usual string) string {
 	switch {
 	case t.Codec == "Opus" && t.Props.Channels > 2:
 		return "audio/multiopus"
+	case t.Codec == "G711" && t.Props.Rate > 8000:
+		return "audio/L16" // what it makes of G711 at other rates
 	case t.Codec == "G711" && t.Props.MuLaw != nil && !*t.Props.MuLaw:
 		return "audio/PCMA"
 	}
