@@ -443,8 +443,14 @@ func (n *node) report(streams []adapters.Stream) {
 		reported[s.ID] = s
 	}
 	n.mu.Lock()
+	before := n.reported
 	n.reported = reported
 	n.mu.Unlock()
+	for _, s := range streams {
+		if s.Lacks != "" && s.Lacks != before[s.ID].Lacks {
+			n.logger.Warn("stream cannot be played as it is published", "stream", s.ID, "lacks", s.Lacks)
+		}
+	}
 	if err := n.known.SetLocal(streams); err != nil {
 		n.logger.Warn("streams are not announced", "error", err)
 	}
@@ -545,6 +551,8 @@ type streamStatus struct {
 	Origin  catalogue.NodeID  `json:"origin"`
 	Holders []holder          `json:"holders"`
 	Readers int               `json:"readers"` // at this node; -1: not known
+	// Lacks says what of it plays do not give, where it is published at this node.
+	Lacks string `json:"lacks,omitempty"`
 }
 
 type holder struct {
@@ -566,6 +574,9 @@ func (n *node) status() status {
 			continue
 		}
 		row := streamStatus{Stream: id, Epoch: winner.Epoch, Origin: winner.Origin, Readers: n.readersOf(id)}
+		if here, ok := n.streamOf(id); ok {
+			row.Lacks = here.Lacks
+		}
 		for _, h := range known.Holders(id) {
 			at, _ := known.Node(h.Holder())
 			row.Holders = append(row.Holders, holder{Node: h.Holder(), Cluster: at.Cluster, Path: h.Path})
