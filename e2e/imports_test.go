@@ -21,6 +21,11 @@ var arrows = map[string][]string{
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
 	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
+	"adapters/poll":        {"adapters"},
+	"adapters/mediamtx":    {"adapters", "adapters/poll"},
+	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
+
+	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/", "github.com/prometheus/"},

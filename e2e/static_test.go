@@ -24,6 +24,12 @@ type site struct {
 // startSites runs one sidecar for each cluster named, with each other as static peers.
 func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 	t.Helper()
+	return startSitesWith(ctx, t, nil, clusters...)
+}
+
+// startSitesWith is startSites with further settings for some of them, by their place.
+func startSitesWith(ctx context.Context, t *testing.T, further map[int][]string, clusters ...string) []*site {
+	t.Helper()
 	ports := freePorts(t, 4*len(clusters))
 	var static string
 	for i := range clusters {
@@ -35,7 +41,7 @@ func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 		s := &site{
 			url: fmt.Sprintf("http://127.0.0.1:%d", p[1]), admin: fmt.Sprintf("http://127.0.0.1:%d", p[2]),
 		}
-		s.process = start(t, []string{
+		s.process = start(t, append([]string{
 			"SIDESTREAM_CLUSTER=" + cluster,
 			"SIDESTREAM_STATE_DIR=" + t.TempDir(),
 			"SIDESTREAM_PEER_SECURITY=plaintext",
@@ -47,7 +53,7 @@ func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 			"SIDESTREAM_SFU_MEDIA_LISTEN=127.0.0.1:0",
 			"SIDESTREAM_SFU_LOOPBACK=true",
 			"SIDESTREAM_RELAY_LINGER=1s",
-		}, "run")
+		}, further[i]...), "run")
 		sites = append(sites, s)
 	}
 	for _, s := range sites {
