@@ -80,10 +80,13 @@ func (w *world) feel(stream int) {
 			continue
 		}
 		switch flows := !r.over && n.server.spots[stream].flows(); {
-		case flows:
+		case flows && !r.flowing:
 			r.flowing = true
-		case r.flowing:
-			r.flowing, r.lastPacket = false, w.now
+			r.s.regain(r)
+		case !flows && r.flowing:
+			since := w.now
+			r.flowing, r.lastPacket = false, since
+			w.after(silenceTime, func() { r.suspect(since) })
 		}
 	}
 }
