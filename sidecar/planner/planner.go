@@ -226,6 +226,8 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	if runs {
 		h, holds := row.Hold(relay.Parent)
 		switch {
+		case holds && h.Through(self):
+			d.end(WhyLoop)
 		case holds && relay.Live && relay.Publication == best && h.Publication() != best:
 			d.end(WhyTurned)
 		case !holds && !relay.Live:

@@ -227,7 +227,9 @@ type run struct {
 	withdrawn   bool // it was live, and its hold counts no more
 	dark        bool // it was live, and has no source for the moment: its hold counts no more until it has
 	darkAt      time.Time
-	moving      bool // another source is about to take over
+	moving      bool             // another source is about to take over
+	next        catalogue.NodeID // whose it is
+	abort       context.CancelFunc
 	// below is the sequence by which that one was accepted, 0 where there is none: until it has taken over only older ones are
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
@@ -590,6 +592,11 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			in.Claims[id] = e.claim
 			// What has no source is planned for as if nothing ran. The session ends by itself when it finds none; that it has
 			// one, which may not be used, it does not know.
+			if r := e.run; r != nil && r.moving {
+				if h, ok := state.Hold(r.next, id); ok && h.Through(state.Self().ID) {
+					r.abort() // it has turned to this node meanwhile
+				}
+			}
 			if r := e.run; r != nil && r.dark && !r.moving {
 				if over := r.darkAt.Add(graceTime); !now.Before(over) {
 					m.stop(e, endLost)
@@ -603,6 +610,11 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		}
 		if e.demand.Lingering {
 			m.wait(e, now, e.lastDemand.Add(m.o.Linger))
+		}
+		for _, f := range e.failures {
+			if f.gone {
+				m.wait(e, now, f.until) // who was thought to be gone may count again
+			}
 		}
 	}
 	clear(m.touched)
@@ -895,7 +907,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && m.o.NewSource != nil && e.run.live():
+	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
@@ -920,7 +932,10 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		r := e.run
 		switch {
 		case r != nil && !r.ending() && r.moving:
-			// It goes on when that has ended.
+			// It goes on when that has ended; but what is in the cluster meanwhile is not fetched from outside.
+			if !d.Outside && !state.Near(r.next) {
+				r.abort()
+			}
 		case r != nil && !r.ending() && !r.dark && r.parent == d.Parent && r.publication == d.Hold.Publication():
 			r.why = d.Why
 		case r != nil && !r.ending() && m.o.NewSource != nil && (r.live() || r.dark):
@@ -995,10 +1010,12 @@ func (m *Manager) move(ctx context.Context, e *entry, now time.Time) func() {
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
 		tracks: d.Hold.Tracks, why: d.Why, since: now,
 	}
-	r.moving = true
+	ctx, cancel := context.WithCancel(ctx)
+	r.moving, r.next, r.abort = true, d.Parent, cancel
 	before, session := r.publication, r.session
 	m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 	return func() {
+		defer cancel()
 		how, err := m.transfer(ctx, e.id, session, before, next)
 		m.moved(e, r, next, how, err)
 	}
@@ -1034,6 +1051,8 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	switch {
 	case errors.Is(err, ErrCodecDiffers):
 		m.stop(e, endMoved)
+	case errors.Is(err, context.Canceled):
+		m.o.Logger.Info("relay does not change its parent after all", "stream", e.id, "parent", r.parent, "next", next.parent)
 	case err != nil:
 		m.blame(e, next, err)
 		m.o.Logger.Warn("relay could not change its parent", "stream", e.id, "parent", r.parent, "next", next.parent, "error", err)

@@ -33,7 +33,18 @@ func newHistoryWorld(seed uint64) *world {
 	for o.clusters*o.perCluster < 3 {
 		o.perCluster++
 	}
-	return newWorld(seed, o)
+	w := newWorld(seed, o)
+	if w.chance(0.3) {
+		for _, n := range w.nodes {
+			n.policy.Priority = w.rand.Int32N(3) - 1
+		}
+	}
+	if w.chance(0.3) {
+		for _, n := range w.nodes {
+			n.policy.Oldest = w.chance(0.5)
+		}
+	}
+	return w
 }
 
 // play lets a history happen, and says which property it broke.

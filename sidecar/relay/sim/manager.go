@@ -112,7 +112,8 @@ type run struct {
 	dark        bool // it was live, and has no source for the moment
 	darkAt      time.Duration
 	moving      bool
-	next        *run // that takes over, where moving
+	next        *run        // that takes over, where moving
+	abort       func(error) // of a change to it
 	below       uint64
 	lost        bool          // its session's source has ended
 	over        bool          // it carries nothing any more
@@ -369,6 +370,11 @@ func (p *sidecar) reconcile() {
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
+			if r := e.run; r != nil && r.moving {
+				if h, ok := state.Hold(r.next.parent, id); ok && h.Through(p.self.ID) {
+					r.next.abort(errCancelled)
+				}
+			}
 			if r := e.run; r != nil && r.dark && !r.moving {
 				if p.w.now >= r.darkAt+graceTime {
 					p.stop(e, "lost")
@@ -382,6 +388,11 @@ func (p *sidecar) reconcile() {
 		}
 		if e.demand.Lingering {
 			p.lookAgain(e, e.lastDemand+p.w.linger)
+		}
+		for _, f := range e.failures {
+			if f.gone {
+				p.lookAgain(e, f.until)
+			}
 		}
 	}
 	for _, d := range planner.Plan(in) {
@@ -648,7 +659,7 @@ func (p *sidecar) apply(e *entry) {
 	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && e.run.live():
+	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && e.run.live():
 		p.w.mark("%s: relay of %s leaves its source %s: %s", p.self.ID, p.w.names[e.stream], e.run.parent, d.End)
 		p.darken(e, e.run)
 	default:
@@ -667,6 +678,9 @@ func (p *sidecar) apply(e *entry) {
 		r := e.run
 		switch {
 		case r != nil && !r.ending() && r.moving:
+			if !d.Outside && r.next.outside {
+				r.next.abort(errCancelled)
+			}
 		case r != nil && !r.ending() && !r.dark && r.parent == d.Parent && r.publication == d.Hold.Publication():
 		case r != nil && !r.ending() && (r.live() || r.dark):
 			if p.w.now >= e.retryAt {
@@ -873,6 +887,7 @@ func (p *sidecar) move(e *entry) {
 		next.over = true
 		p.moved(e, r, next, err)
 	}
+	next.abort = moved
 	p.w.after(moveTimeout, func() { moved(errAway) })
 	next.ask(func(error) bool { return next.over }, moved, func() {}, func() {
 		if p.w.chance(0.02) {
@@ -894,9 +909,10 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	if err != nil {
 		p.w.hangUp(next.session, p, true)
 		p.w.mark("%s: relay of %s cannot change to %s: %v", p.self.ID, p.w.names[e.stream], next.parent, err)
-		if errors.Is(err, errCodec) {
+		switch {
+		case errors.Is(err, errCodec):
 			p.stop(e, "moved")
-		} else {
+		case !errors.Is(err, errCancelled):
 			p.blame(e, next, err)
 		}
 		return
