@@ -188,11 +188,13 @@ func (w *world) chaos() {
 			slow := w.draw(span{0, 900 * time.Millisecond})
 			w.mark("from %s to %s it takes %s longer", n.id, o.id, slow)
 			w.wires[n.i][o.i].slow = slow
+			w.rewired(n.i, o.i)
 		}
 	case 22: // and all is fast again
 		for i := range w.wires {
 			for j := range w.wires[i] {
 				w.wires[i][j].slow = 0
+				w.rewired(i, j)
 			}
 		}
 	case 23:

@@ -200,7 +200,7 @@ func idsOf(spots []*spot) []NodeID {
 	return ids
 }
 
-// connected looks whether all sidecars of a cluster are connected to each other.
+// connected looks whether all sidecars of a cluster are connected to each other, by links as they are within a cluster.
 func (v *watch) connected(p *sidecar) { v.look(p.w, p.node.cluster) }
 
 func (v *watch) look(w *world, cluster string) {
@@ -226,7 +226,7 @@ func (w *world) connected(cluster string) bool {
 			if b == a || b.sidecar == nil {
 				continue
 			}
-			if w.wires[a.i][b.i].control || w.wires[a.i][b.i].media {
+			if wire := w.wires[a.i][b.i]; wire.control || wire.media || wire.slow > 0 {
 				return false
 			}
 			l := a.sidecar.link(b.id)
