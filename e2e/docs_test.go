@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sidestream-dev/sidestream/adapters/generic"
 	"github.com/sidestream-dev/sidestream/sidecar/config"
 )
 
@@ -43,4 +44,44 @@ func same(a, b string) bool {
 	x, errX := time.ParseDuration(a)
 	y, errY := time.ParseDuration(b)
 	return strings.EqualFold(a, b) || errX == nil && errY == nil && x == y
+}
+
+// The servers that docs/adapters.md describes by settings can be described so.
+func TestDescribedServers(t *testing.T) {
+	page, err := os.ReadFile("../docs/adapters.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var described int
+	for i, block := range strings.Split(string(page), "```") {
+		if i%2 == 0 || !strings.Contains(block, "SIDESTREAM_ADAPTER_GENERIC_") {
+			continue
+		}
+		described++
+		environ := []string{"SIDESTREAM_ADAPTER_NAME=generic", "SIDESTREAM_CLUSTER=germany"}
+		for line := range strings.Lines(strings.TrimSpace(block)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			environ = append(environ, name+"="+strings.Trim(value, "'"))
+		}
+		c, err := config.Decode(environ)
+		if err == nil {
+			err = c.Validate()
+		}
+		if err != nil {
+			t.Errorf("%s\n%v", block, err)
+			continue
+		}
+		g := c.Adapter.Generic
+		a, err := generic.New(generic.Config{
+			BaseURL: c.Adapter.URL.String(), Publish: g.Publish, Play: g.Play, Inventory: g.Inventory, Query: g.Query,
+		})
+		if err != nil {
+			t.Errorf("%s\n%v", block, err)
+			continue
+		}
+		a.CloseIdleConnections()
+	}
+	if described < 6 {
+		t.Errorf("%d servers are described", described)
+	}
 }
