@@ -157,3 +157,30 @@ func TestMediaMTXOrphan(t *testing.T) {
 		t.Errorf("%d of %d frames missing", r.Missing, r.Stamped)
 	}
 }
+
+// A publisher at the edge who takes a name that is relayed there is an origin at once: MediaMTX ends the relay's publication
+// for it, and nobody mistakes one for the other.
+func TestMediaMTXTakeover(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	server := startMediaMTX(t)
+	sites := startSitesWith(ctx, t, map[int][]string{1: append(besideMediaMTX(server), "SIDESTREAM_NODE_ID=edge")},
+		"singapore", "germany")
+	origin, edge := sites[0], sites[1]
+	publish(ctx, t, origin.url+"/whip/show")
+	edge.until(ctx, t, "the stream is known", func(st siteStatus) bool { return len(st.Streams) == 1 })
+	watch(ctx, t, edge.url+"/show/whep").frames(ctx, t, 25)
+
+	stop := publish(ctx, t, edge.url+"/show/whip")
+	originAt := func(node string) func(siteStatus) bool {
+		return func(st siteStatus) bool { return len(st.Streams) == 1 && st.Streams[0].Origin == node }
+	}
+	for _, s := range sites {
+		s.until(ctx, t, "the later publication is the origin", originAt("edge"))
+	}
+	watch(ctx, t, edge.url+"/show/whep").frames(ctx, t, 25)
+	stop()
+	edge.until(ctx, t, "the earlier publication is the origin again", func(st siteStatus) bool {
+		return len(st.Streams) == 1 && st.Streams[0].Origin != "edge"
+	})
+}
