@@ -21,6 +21,7 @@ const (
 	// replaceTime is after how much silence, or time without connection, another publisher may take the name.
 	replaceTime = 2 * time.Second
 
+	awaitTime = 3 * time.Second
 	sweepTime = 500 * time.Millisecond
 	reapers   = 8 // handles that are detached at once
 )
@@ -59,7 +60,7 @@ type facade struct {
 
 	mu         sync.Mutex
 	naming     naming
-	connected  bool
+	connected  chan struct{} // closed while there is a session with Janus
 	sessions   map[string]*session
 	publishers map[adapters.StreamID]*session
 	rooms      map[ident]bool // made by the sidecar
@@ -70,6 +71,7 @@ type facade struct {
 func newFacade(l *link, c Config, m mark, logger *slog.Logger, news func(bool)) *facade {
 	return &facade{
 		link: l, config: c, mark: m, logger: logger, news: news, reap: make(chan struct{}, 1),
+		connected: make(chan struct{}),
 		sessions: map[string]*session{}, publishers: map[adapters.StreamID]*session{}, rooms: map[ident]bool{},
 		locks: map[ident]*roomLock{},
 	}
@@ -79,14 +81,19 @@ func newFacade(l *link, c Config, m mark, logger *slog.Logger, news func(bool)) 
 func (f *facade) connect(n naming) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.naming, f.connected = n, true
+	f.naming = n
+	close(f.connected)
 }
 
 // disconnect forgets every session: their handles have gone.
 func (f *facade) disconnect() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.connected = false
+	select {
+	case <-f.connected:
+		f.connected = make(chan struct{})
+	default:
+	}
 	for _, s := range f.sessions {
 		s.over = true
 	}
@@ -102,12 +109,29 @@ func (f *facade) session(id string) *session {
 	return f.sessions[id]
 }
 
+// await waits for a session with Janus: one that is being restarted, or that the sidecar has just found, is soon there.
+func (f *facade) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, awaitTime)
+	defer cancel()
+	f.mu.Lock()
+	connected := f.connected
+	f.mu.Unlock()
+	select {
+	case <-connected:
+		return nil
+	case <-ctx.Done():
+		return errNotConnected
+	}
+}
+
 // reserve takes a place, and the name where it is a publication. Of a publisher that holds the name and is as good as
 // gone, the session is given back, to be ended first.
 func (f *facade) reserve(stream adapters.StreamID, publish bool) (s, replaced *session, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.connected {
+	select {
+	case <-f.connected:
+	default:
 		return nil, nil, errNotConnected
 	}
 	opening := 0
@@ -377,14 +401,8 @@ func (f *facade) publish(ctx context.Context, s *session, offer description) (de
 			return description{}, errPublished
 		}
 	}
-	publish := params{"request": "publish"}
-	if slices.Contains(strings.Split(roomVideo, ","), offer.video) {
-		publish["videocodec"] = offer.video
-	}
-	if slices.Contains(strings.Split(roomAudio, ","), offer.audio) {
-		publish["audiocodec"] = offer.audio
-	}
-	_, answer, err := h.request(ctx, "publish", publish, &jsep{"offer", offer.text})
+	// Janus takes one codec of those that are offered: the first in the room's order.
+	_, answer, err := h.request(ctx, "publish", params{"request": "publish"}, &jsep{"offer", offer.text})
 	if err != nil {
 		return description{}, err
 	}

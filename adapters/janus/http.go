@@ -272,6 +272,9 @@ func (a *Adapter) open(w http.ResponseWriter, r *http.Request, stream adapters.S
 		return err
 	}
 	ctx := r.Context()
+	if err := a.facade.await(ctx); err != nil {
+		return err
+	}
 	s, replaced, err := a.facade.reserve(stream, publish)
 	if replaced != nil {
 		a.logger.Info("publisher is replaced", "stream", stream, "session", replaced.id)
