@@ -46,6 +46,16 @@ type session struct {
 	tag       int       // of the ETag: counts ICE restarts
 	busy      bool      // a restart is under way
 	over      bool
+	settled   chan struct{} // closed once it is up or over
+}
+
+// settle notes that a session is up, or never will be.
+func (s *session) settle() {
+	select {
+	case <-s.settled:
+	default:
+		close(s.settled)
+	}
 }
 
 // facade keeps the sessions, and knows what of them may be.
@@ -96,6 +106,7 @@ func (f *facade) disconnect() {
 	}
 	for _, s := range f.sessions {
 		s.over = true
+		s.settle()
 	}
 	f.dead = nil
 	clear(f.sessions)
@@ -149,6 +160,7 @@ func (f *facade) reserve(stream adapters.StreamID, publish bool) (s, replaced *s
 	now := time.Now()
 	s = &session{
 		id: nonce(), publish: publish, stream: stream, room: f.naming.room(stream), began: now, receiving: map[string]bool{},
+		settled: make(chan struct{}),
 	}
 	if publish {
 		if before := f.publishers[stream]; before != nil {
@@ -185,6 +197,7 @@ func (f *facade) removeLocked(s *session) bool {
 		return false
 	}
 	s.over = true
+	s.settle()
 	if f.sessions[s.id] == s {
 		delete(f.sessions, s.id)
 	}
@@ -293,6 +306,7 @@ func (f *facade) heard(s *session, m *message) {
 	case "webrtcup":
 		f.mu.Lock()
 		s.up = true
+		s.settle()
 		if s.publish && !s.media {
 			s.silent = time.Now() // until something comes
 		}
@@ -585,6 +599,23 @@ func (f *facade) kick(ctx context.Context, h *handle, room, id ident) error {
 	return err
 }
 
+// awaitPublisher waits for a publication that is just being connected: its publisher may know of the connection before
+// Janus does.
+func (f *facade) awaitPublisher(ctx context.Context, stream adapters.StreamID) {
+	f.mu.Lock()
+	s := f.publishers[stream]
+	f.mu.Unlock()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, awaitTime)
+	defer cancel()
+	select {
+	case <-s.settled:
+	case <-ctx.Done():
+	}
+}
+
 // play subscribes to a publisher; Janus' offer comes back.
 func (f *facade) play(ctx context.Context, s *session) (description, error) {
 	h, err := f.attach(ctx, s)
@@ -602,7 +633,8 @@ func (f *facade) play(ctx context.Context, s *session) (description, error) {
 	if offer == nil || offer.Type != "offer" {
 		return description{}, &garbageError{"subscribe", "no session description"}
 	}
-	got, err := describe(offer.SDP)
+	// Janus begins the DTLS handshake: what a viewer sends before Janus has finished ICE is lost, and sent again a second later.
+	got, err := describe(strings.ReplaceAll(offer.SDP, "a=setup:actpass", "a=setup:active"))
 	if err != nil {
 		return description{}, &garbageError{"subscribe", "an offer that is no SDP (" + legible(err.Error()) + ")"}
 	}

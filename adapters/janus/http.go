@@ -316,6 +316,7 @@ func (a *Adapter) negotiate(ctx context.Context, s *session, offer description) 
 	if s.publish {
 		return a.facade.publish(ctx, s, offer)
 	}
+	a.facade.awaitPublisher(ctx, s.stream)
 	feed, ok := a.inventory.publisher(s.room)
 	if !ok {
 		var err error
