@@ -197,6 +197,44 @@ func TestStaticPeers(t *testing.T) {
 	})
 }
 
+// A node that dies is missed by nobody who watches at another one that had the stream from there.
+func TestParentKilled(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	sites := startSites(ctx, t, "singapore", "germany", "germany")
+	origin, parent, child := sites[0], sites[1], sites[2]
+	publish(ctx, t, origin.url+"/whip/live/show")
+	for i, s := range []*site{parent, child} {
+		s.until(ctx, t, "the stream is known", func(st siteStatus) bool {
+			return len(st.Streams) == 1 && len(st.Streams[0].Holders) == i+1
+		})
+		v := watch(ctx, t, s.url+"/whep/live/show")
+		v.frames(ctx, t, 30)
+		if s != child {
+			continue
+		}
+		s.until(ctx, t, "it comes from the other node of the cluster", func(st siteStatus) bool {
+			return len(st.Relays) == 1 && st.Relays[0].State == "live"
+		})
+		before := v.Report()
+		v.Forget()
+		if err := parent.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		after := v.frames(ctx, t, before.Stamped+90)
+		if after.Location != before.Location || after.Repeated > 0 {
+			t.Errorf("before %+v\nafter  %+v", before, after)
+		}
+		if missing := after.Missing - before.Missing; missing > 0 {
+			t.Errorf("%d frames are missing, from a server that begins with the last key frame", missing)
+		}
+		t.Logf("freeze of %s", after.Freeze)
+		origin.until(ctx, t, "one copy in germany", func(st siteStatus) bool {
+			return len(st.Streams) == 1 && len(st.Streams[0].Holders) == 2 && st.Streams[0].Readers == 1
+		})
+	}
+}
+
 // vanishing plays, and disappears without DELETE and without a DTLS alert when told to.
 func vanishing(ctx context.Context, t *testing.T, whep string) (vanish func()) {
 	t.Helper()

@@ -36,9 +36,9 @@ func main() {
 	}
 }
 
-// gcPercent is a sidecar's GOGC where its environment has none. It is a guest in the pod: half of Go's usual garbage saves
+// gcPercent is a sidecar's GOGC where its environment has none. It is a guest in the pod: a quarter of Go's usual garbage saves
 // megabytes, and `make bench` and `make bench-mesh` see next to no CPU time that it costs.
-const gcPercent = 50
+const gcPercent = 25
 
 // run is the program, without the process around it. It blocks until the command is done or ctx ends, which is no error.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {

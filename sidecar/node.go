@@ -131,8 +131,9 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		NewSession: func(s relay.Spec) relay.Runner {
 			return n.newSession(s, sessionMetrics)
 		},
-		Remember: n.file.remember,
-		Pins:     settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		NewSource: n.newSource,
+		Remember:  n.file.remember,
+		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{
@@ -250,15 +251,21 @@ func clusterFingerprint(file string) ([]byte, error) {
 	return sum[:], nil
 }
 
-// newSession makes the session that pulls from a parent's gateway and publishes into the own server.
-func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Runner {
+// newSource is where a session takes the stream from: a parent's gateway.
+func (n *node) newSource(s relay.Spec) relay.Source {
 	from := adapters.Endpoint{Header: http.Header{gateway.PullTokenHeader: {s.Grant.Token}}}
 	// The URL comes of an address that the mesh speaks to, so it parses; an empty one fails in the session, with words.
 	from.URL, _ = url.Parse(s.Grant.URL)
+	return relay.Source{From: from, FromHTTP: n.peers}
+}
+
+// newSession makes the session that pulls from a parent's gateway and publishes into the own server.
+func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Runner {
+	source := n.newSource(s)
 	return relay.NewSession(relay.SessionOptions{
-		Stream: s.Stream, From: from, FromHTTP: n.peers, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
+		Stream: s.Stream, From: source.From, FromHTTP: source.FromHTTP, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
 		Transport: n.around.relay, Traits: n.adapter.Traits(),
-		Logger: n.logger.With("parent", s.Parent), Metrics: metrics,
+		Logger: n.logger, Metrics: metrics,
 	})
 }
 
@@ -523,6 +530,8 @@ func (p parents) RTT(id catalogue.NodeID) (time.Duration, bool) { return p.mesh.
 func (p parents) PacketAge(parent catalogue.NodeID, id adapters.StreamID) (time.Duration, bool) {
 	return p.mesh.PacketAge(parent, id)
 }
+
+func (p parents) Heard(id catalogue.NodeID) (time.Time, bool) { return p.mesh.Heard(id) }
 
 func (p parents) Sequence(parent catalogue.NodeID, id adapters.StreamID) (uint64, bool) {
 	return p.mesh.Sequence(parent, id)

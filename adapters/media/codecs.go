@@ -11,16 +11,16 @@ import (
 
 // URIs of the RTP header extensions (RFC 8285) that are passed on from hop to hop. All others end at the hop.
 const (
-	extAbsCaptureTime       = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time"
-	extAudioLevel           = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
-	extVideoOrientation     = "urn:3gpp:video-orientation"
-	extPlayoutDelay         = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
-	extDependencyDescriptor = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
+	AbsCaptureTime       = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time"
+	extAudioLevel        = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
+	extVideoOrientation  = "urn:3gpp:video-orientation"
+	extPlayoutDelay      = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
+	DependencyDescriptor = "https://aomediacodec.github.io/av1-rtp-spec/#dependency-descriptor-rtp-header-extension"
 )
 
 // PassedExtensions are the URIs of the RTP header extensions that a Sender passes on, where both sides know them.
 func PassedExtensions() []string {
-	return []string{extAbsCaptureTime, extAudioLevel, extVideoOrientation, extPlayoutDelay, extDependencyDescriptor}
+	return []string{AbsCaptureTime, extAudioLevel, extVideoOrientation, extPlayoutDelay, DependencyDescriptor}
 }
 
 // RegisterCodecs tells an engine every codec and header extension that Sidestream passes through: VP8, VP9, H264 in both
@@ -107,11 +107,11 @@ func RegisterCodecs(m *webrtc.MediaEngine) error {
 		{sdp.SDESRTPStreamIDURI, both[1:]},
 		{sdp.SDESRepairRTPStreamIDURI, both[1:]},
 		{sdp.TransportCCURI, both},
-		{extAbsCaptureTime, both},
+		{AbsCaptureTime, both},
 		{extAudioLevel, both[:1]},
 		{extVideoOrientation, both[1:]},
 		{extPlayoutDelay, both[1:]},
-		{extDependencyDescriptor, both[1:]},
+		{DependencyDescriptor, both[1:]},
 	} {
 		for _, kind := range extension.kinds {
 			if err := m.RegisterHeaderExtension(webrtc.RTPHeaderExtensionCapability{URI: extension.uri}, kind); err != nil {

@@ -149,3 +149,32 @@ func (h *History) Sequence(seq uint16, p *Packet) bool {
 	s := h.slotLocked(noted)
 	return s.seq == seq && p.copyFrom(s.raw, s) == nil
 }
+
+// Has says whether a packet of the sequence number is still kept.
+func (h *History) Has(seq uint16) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	noted := h.index[int(seq)%len(h.index)]
+	return h.keptLocked(noted) && h.slotLocked(noted).seq == seq
+}
+
+// All copies what is kept, in order of arrival, into packets, which keep their buffers, and gives the position that the next
+// packet will have.
+func (h *History) All(packets []Packet) (all []Packet, head uint64) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	first := h.next - min(h.next, uint64(len(h.slots)))
+	all = packets[:0]
+	for position := first; position < h.next; position++ {
+		if len(all) < cap(all) {
+			all = all[:len(all)+1]
+		} else {
+			all = append(all, Packet{})
+		}
+		s := &h.slots[position%uint64(len(h.slots))]
+		if all[len(all)-1].copyFrom(s.raw, s) != nil {
+			all = all[:len(all)-1] // cannot be: it was parsed before it was stored
+		}
+	}
+	return all, h.next
+}

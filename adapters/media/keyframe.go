@@ -22,8 +22,8 @@ func KeyFrame(mime string, payload []byte) bool {
 		return keyFrameVP8(payload)
 	case strings.EqualFold(mime, webrtc.MimeTypeVP9):
 		// RFC 9628, section 4.2: begins a frame (B), not predicted from earlier ones (P clear), lowest layer.
-		begins, predicted := payload[0]&0x08 != 0, payload[0]&0x40 != 0
-		return begins && !predicted && !upperLayerVP9(payload)
+		d, ok := describeVP9(payload)
+		return ok && d.begins && payload[0]&0x40 == 0
 	case strings.EqualFold(mime, webrtc.MimeTypeAV1):
 		return payload[0]&0x08 != 0 // N, "Video RTP Packet Format" of AV1, section 4.4
 	default:
@@ -87,49 +87,6 @@ func keyFrameH265(payload []byte) bool {
 
 // RFC 7741, section 4.2 and 4.3: the payload descriptor, then the frame's own header with the inverse key frame bit.
 func keyFrameVP8(payload []byte) bool {
-	begins, partition := payload[0]&0x10 != 0, payload[0]&0x07
-	if !begins || partition != 0 {
-		return false
-	}
-	n := 1
-	if payload[0]&0x80 != 0 { // X
-		if len(payload) <= n {
-			return false
-		}
-		x := payload[n]
-		n++
-		if x&0x80 != 0 { // I
-			if len(payload) <= n {
-				return false
-			}
-			if payload[n]&0x80 != 0 { // 15 bits of picture id
-				n++
-			}
-			n++
-		}
-		if x&0x40 != 0 { // L
-			n++
-		}
-		if x&0x30 != 0 { // T or K
-			n++
-		}
-	}
-	return len(payload) > n && payload[n]&0x01 == 0
-}
-
-func upperLayerVP9(payload []byte) bool {
-	if payload[0]&0x20 == 0 { // L
-		return false
-	}
-	n := 1
-	if payload[0]&0x80 != 0 { // I
-		if len(payload) <= n {
-			return false
-		}
-		if payload[n]&0x80 != 0 {
-			n++
-		}
-		n++
-	}
-	return len(payload) > n && payload[n]>>1&0x07 != 0
+	d, ok := describeVP8(payload)
+	return ok && d.begins && len(payload) > d.size && payload[d.size]&0x01 == 0
 }

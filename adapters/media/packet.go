@@ -51,6 +51,14 @@ func (p *Packet) copyFrom(raw []byte, s *slot) error {
 	return p.parse(p.raw)
 }
 
+// Clone makes a copy of a packet that came in, in memory of its own.
+func (p *Packet) Clone() *Packet {
+	c := &Packet{}
+	// It was parsed before.
+	_ = c.copyFrom(p.raw, &slot{arrival: p.Arrival, recovered: p.Recovered, keyFrame: p.KeyFrame})
+	return c
+}
+
 // restore undoes RTX (RFC 4588, section 4) in place: the original sequence number stands in the first two bytes of the
 // payload. It gives the shorter packet, or false where there is nothing in it.
 func restore(raw []byte, ssrc uint32, payloadType uint8) ([]byte, bool) {

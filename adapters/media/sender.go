@@ -3,6 +3,7 @@ package media
 import (
 	"encoding/binary"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -52,6 +53,9 @@ type Sender struct {
 	rtxType     uint8
 	rtxSequence uint16
 	extensions  []extensionPair
+	negotiated  []webrtc.RTPHeaderExtensionParameter
+	renamed     bool // packets before renamedAt have extensions by other ids
+	renamedAt   uint16
 	header      rtp.Header
 	bound       bool
 
@@ -129,17 +133,8 @@ func (s *Sender) Bind(ctx webrtc.TrackLocalContext) (webrtc.RTPCodecParameters, 
 			}
 		}
 	}
-	s.extensions = s.extensions[:0]
-	for _, ext := range ctx.HeaderExtensions() {
-		if !slices.Contains(PassedExtensions(), ext.URI) {
-			continue
-		}
-		for id, uri := range s.options.Extensions {
-			if uri == ext.URI {
-				s.extensions = append(s.extensions, extensionPair{from: id, to: uint8(ext.ID)})
-			}
-		}
-	}
+	s.negotiated = ctx.HeaderExtensions()
+	s.mapExtensionsLocked()
 	ssrc, rtx := s.ssrc, s.rtxSSRC
 	s.mu.Unlock()
 
@@ -150,6 +145,33 @@ func (s *Sender) Bind(ctx webrtc.TrackLocalContext) (webrtc.RTPCodecParameters, 
 	}
 	s.conn.mu.Unlock()
 	return codec, nil
+}
+
+func (s *Sender) mapExtensionsLocked() {
+	s.extensions = s.extensions[:0]
+	for _, ext := range s.negotiated {
+		if !slices.Contains(PassedExtensions(), ext.URI) {
+			continue
+		}
+		for id, uri := range s.options.Extensions {
+			if uri == ext.URI {
+				s.extensions = append(s.extensions, extensionPair{from: id, to: uint8(ext.ID)})
+			}
+		}
+	}
+}
+
+// SetExtensions says that packets to be sent from now on have other header extensions, URI by id, than the options said. Where
+// that differs, what was sent before is sent again without them.
+func (s *Sender) SetExtensions(extensions map[uint8]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if maps.Equal(extensions, s.options.Extensions) {
+		return
+	}
+	s.options.Extensions = extensions
+	s.mapExtensionsLocked()
+	s.renamed, s.renamedAt = true, s.last+1
 }
 
 // Unbind implements webrtc.TrackLocal.
@@ -244,6 +266,11 @@ func (s *Sender) fillLocked(p *Packet, seq uint16) {
 	h.Extension, h.ExtensionProfile, h.Extensions = false, 0, h.Extensions[:0]
 	if !p.Header.Extension || len(s.extensions) == 0 {
 		return
+	}
+	if s.renamed && int16(seq-s.renamedAt) < 0 {
+		if s.renamed = s.last-s.renamedAt < maxAge; s.renamed {
+			return
+		}
 	}
 	profile := uint16(rtp.ExtensionProfileOneByte)
 	for _, pair := range s.extensions {

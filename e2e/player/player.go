@@ -37,6 +37,7 @@ type Player struct {
 	mu      sync.Mutex
 	report  Report
 	seen    map[uint64]bool
+	last    time.Time // when the last frame came
 	latency []time.Duration
 	changed chan struct{}
 }
@@ -57,6 +58,7 @@ type Report struct {
 	FirstFrame time.Duration // from the start to the first key frame that is whole
 	Median     time.Duration // age of frames on arrival
 	P99        time.Duration
+	Freeze     time.Duration // longest from one video frame to the next, since the start or Player.Forget
 }
 
 // New makes a player.
@@ -110,6 +112,13 @@ func (p *Player) Report() Report {
 		r.Median, r.P99 = sorted[n/2], sorted[n*99/100]
 	}
 	return r
+}
+
+// Forget begins to measure Report.Freeze anew, with the last frame.
+func (p *Player) Forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.report.Freeze = 0
 }
 
 // Wait blocks until the report satisfies what the caller waits for, or ctx ends.
@@ -190,6 +199,10 @@ func (p *Player) frame(mime string, data []byte) {
 	}
 	p.update(func(r *Report) {
 		r.Frames++
+		if !p.last.IsZero() {
+			r.Freeze = max(r.Freeze, now.Sub(p.last))
+		}
+		p.last = now
 		if key {
 			r.KeyFrames++
 			if r.FirstFrame == 0 {

@@ -29,7 +29,7 @@ func holdFrame(h catalogue.Hold) *pb.Hold {
 
 func holdFrom(p *pb.Hold) catalogue.Hold {
 	h := catalogue.Hold{
-		Stream:   adapters.StreamID(shared(p.GetStream())),
+		Stream:   adapters.StreamID(oneCopy(p.GetStream())),
 		Epoch:    p.GetEpoch(),
 		Path:     nodeIDs(p.GetPath()),
 		Priority: p.GetPriority(),
@@ -37,7 +37,7 @@ func holdFrom(p *pb.Hold) catalogue.Hold {
 		Delay:    duration(p.GetDelayUs(), time.Microsecond),
 	}
 	for _, t := range p.GetTracks() {
-		h.Tracks = append(h.Tracks, adapters.Track{Kind: shared(t.GetKind()), MIME: shared(t.GetMime()), RID: shared(t.GetRid())})
+		h.Tracks = append(h.Tracks, adapters.Track{Kind: oneCopy(t.GetKind()), MIME: oneCopy(t.GetMime()), RID: oneCopy(t.GetRid())})
 	}
 	return h
 }
@@ -98,13 +98,13 @@ func duration(n uint64, unit time.Duration) time.Duration {
 	return time.Duration(min(n, uint64(math.MaxInt64/2/unit))) * unit
 }
 
-// shared is the one copy of a text that comes again and again in the sets of all peers.
-func shared(text string) string { return unique.Make(text).Value() }
+// oneCopy is the one copy of a text that comes again and again in the sets of all peers.
+func oneCopy(text string) string { return unique.Make(text).Value() }
 
 func nodeIDs(texts []string) []catalogue.NodeID {
 	ids := make([]catalogue.NodeID, len(texts))
 	for i, t := range texts {
-		ids[i] = catalogue.NodeID(shared(t))
+		ids[i] = catalogue.NodeID(oneCopy(t))
 	}
 	return ids
 }

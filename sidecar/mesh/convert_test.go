@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -59,5 +61,18 @@ func BenchmarkHoldMemory(b *testing.B) {
 		runtime.ReadMemStats(&after)
 		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/10_000, "B/hold")
 		runtime.KeepAlive(sets)
+	}
+}
+
+func TestPlainErrors(t *testing.T) {
+	for given, want := range map[string]string{
+		`connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`: "dial tcp 127.0.0.1:1: connect: connection refused",
+		`connection error: desc = "error reading server preface: EOF"`:                                                 "error reading server preface: EOF",
+		`connection error: desc = "unfinished`:                                                                         `connection error: desc = "unfinished`,
+		"the node said goodbye":                                                                                        "the node said goodbye",
+	} {
+		if got := plain(status.Error(codes.Unavailable, given)).Error(); got != want {
+			t.Errorf("%s: %s, want %s", given, got, want)
+		}
 	}
 }

@@ -395,6 +395,15 @@ func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (tim
 	return f.Age + time.Since(at), true
 }
 
+// Heard is when a node was heard last; false where there is no connection to it.
+func (m *Mesh) Heard(id catalogue.NodeID) (time.Time, bool) {
+	l := m.link(id)
+	if l == nil {
+		return time.Time{}, false
+	}
+	return l.lastHeard(), true
+}
+
 // Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this
 // connection.
 func (m *Mesh) Sequence(parent catalogue.NodeID, stream adapters.StreamID) (uint64, bool) {

@@ -358,7 +358,13 @@ func plain(err error) error {
 	case codes.PermissionDenied, codes.FailedPrecondition, codes.InvalidArgument, codes.ResourceExhausted, codes.Unauthenticated:
 		return &turnedAway{strings.TrimPrefix(s.Message(), "refused: ")}
 	default:
-		return errors.New(s.Message())
+		text := s.Message()
+		if quoted, ok := strings.CutPrefix(text, "connection error: desc = "); ok {
+			if inner, err := strconv.Unquote(quoted); err == nil {
+				text = strings.TrimPrefix(strings.TrimPrefix(inner, "transport: "), "Error while dialing: ")
+			}
+		}
+		return errors.New(text)
 	}
 }
 

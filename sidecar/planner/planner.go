@@ -73,6 +73,9 @@ type Input struct {
 	Claims map[adapters.StreamID]Claim
 	// Avoid is until when a parent that failed is not to be tried again; nil: none failed.
 	Avoid func(stream adapters.StreamID, parent catalogue.NodeID) time.Time
+	// Gone says of a holder that nothing comes from it any more, though it is still announced: it does not count, nor who has
+	// the stream by way of it. nil: none is.
+	Gone func(stream adapters.StreamID, holder catalogue.NodeID) bool
 	// RTT is the measured round trip to a node; nil: none was measured.
 	RTT    func(catalogue.NodeID) (time.Duration, bool)
 	FanOut int // 0: DefaultFanOut
@@ -316,6 +319,9 @@ func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, l
 
 // counts says whether a holder can be a parent at all.
 func (in *Input) counts(h catalogue.Hold, relay Relay, lost bool) bool {
+	if in.Gone != nil && slices.ContainsFunc(h.Path, func(id catalogue.NodeID) bool { return in.Gone(h.Stream, id) }) {
+		return false
+	}
 	return len(h.Path) < catalogue.MaxPath && (!lost || !h.Through(relay.Parent))
 }
 
@@ -377,6 +383,8 @@ func (in *Input) claim(d Decision, relay Relay, runs bool, best catalogue.Public
 	why := WhyPull
 	switch {
 	case c.Granted || c.Holder == self:
+	case c.Holder != "" && in.Gone != nil && in.Gone(d.Stream, c.Holder):
+		why = WhyUnasked // whoever answered does not know yet; two copies for a moment do less harm than none
 	case c.Holder != "" && in.State.Near(c.Holder) && !in.State.Condition(c.Holder).Draining:
 		d.Action, d.Why, d.Parent, d.Until = Wait, WhyGranted, c.Holder, c.Until
 		return d

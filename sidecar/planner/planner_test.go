@@ -748,9 +748,9 @@ func TestAnyInput(t *testing.T) {
 	}
 }
 
-// wide is what node a1 knows of a mesh of 50 nodes in five clusters, of which each is the origin of 40 of the 2,000 streams;
-// change changes one of them.
-func wide() (*catalogue.Catalogue, []planner.Want, func(change int)) {
+// wide is what node a1 knows of a mesh of 50 nodes in five clusters, of which each is the origin of 40 of the 2,000 streams,
+// and others pull each; change changes one hold.
+func wide(pullers int) (*catalogue.Catalogue, []planner.Want, func(change int)) {
 	c := catalogue.New(catalogue.Node{ID: "a1", Cluster: "a"})
 	name := func(n int) ID { return ID(fmt.Sprintf("%c%d", 'a'+n%5, 2+n)) }
 	sets := make([][]catalogue.Hold, 50)
@@ -759,7 +759,14 @@ func wide() (*catalogue.Catalogue, []planner.Want, func(change int)) {
 		stream := adapters.StreamID(fmt.Sprint("s", i))
 		wants = append(wants, planner.Want{Stream: stream})
 		origin := i % 50
-		sets[origin] = append(sets[origin], catalogue.Hold{Stream: stream, Epoch: uint64(i + 1), Path: []ID{name(origin)}})
+		for k := range pullers + 1 {
+			n := (origin + k) % 50
+			path := []ID{name(origin), name(n)}
+			if k == 0 {
+				path = path[:1]
+			}
+			sets[n] = append(sets[n], catalogue.Hold{Stream: stream, Epoch: uint64(i + 1), Path: path})
+		}
 	}
 	for n, set := range sets {
 		_ = c.SetPeer(catalogue.Node{ID: name(n), Cluster: cluster(name(n))}, set)
@@ -771,17 +778,21 @@ func wide() (*catalogue.Catalogue, []planner.Want, func(change int)) {
 }
 
 func BenchmarkPlan(b *testing.B) {
-	c, wants, _ := wide()
-	s, _ := c.Snapshot()
 	rtt := func(ID) (time.Duration, bool) { return 40 * time.Millisecond, true }
-	for b.Loop() {
-		planner.Plan(planner.Input{State: s, Now: now, Wants: wants, RTT: rtt})
+	for _, pullers := range []int{0, 3, 4} {
+		b.Run(fmt.Sprint(pullers), func(b *testing.B) {
+			c, wants, _ := wide(pullers)
+			s, _ := c.Snapshot()
+			for b.Loop() {
+				planner.Plan(planner.Input{State: s, Now: now, Wants: wants, RTT: rtt})
+			}
+		})
 	}
 }
 
 // BenchmarkOneChange: a peer's full set comes in which one of 40 holds differs, and what that touches is planned again.
 func BenchmarkOneChange(b *testing.B) {
-	c, _, change := wide()
+	c, _, change := wide(0)
 	before, _ := c.Snapshot()
 	for i := 0; b.Loop(); i++ {
 		change(i + 1)

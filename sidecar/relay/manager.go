@@ -34,6 +34,15 @@ const (
 	soonTime     = 500 * time.Millisecond // after which a parent has heard the origin again
 	quietTime    = 2 * time.Second        // without a packet, after which a relay is quiet
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
+	moveTimeout  = 20 * time.Second       // for a change of parent
+	graceTime    = 15 * time.Second       // without a source that may be used
+	goneTime     = 2 * time.Second        // for which a parent that fell silent is not believed to hold the stream
+
+	// A parent says every half a second how old its last packet is. Where a stream has fallen silent here, it is waited for
+	// that, and no longer.
+	overdueTime = 650 * time.Millisecond
+	doubtAgain  = 50 * time.Millisecond
+	pauseAgain  = 250 * time.Millisecond
 )
 
 // Errors of Acquire beside adapters.ErrNoStream and the context's.
@@ -46,6 +55,7 @@ var (
 	errPending = errors.New("not decided yet")
 	errOver    = errors.New("the session ended")
 	errGrant   = errors.New("refused grant")
+	errSilent  = errors.New("it has fallen silent")
 
 	// errInfeasible: the parent may have the stream from this node. A moment later that is known.
 	errInfeasible = errors.New("it has not heard the origin since this node has")
@@ -87,9 +97,11 @@ type peers interface {
 	// parent said last; false where that says nothing of the stream.
 	PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (time.Duration, bool)
 	Sequence(parent catalogue.NodeID, stream adapters.StreamID) (uint64, bool)
+	// Heard is when a node was heard last; false where there is no connection to it.
+	Heard(id catalogue.NodeID) (time.Time, bool)
 }
 
-// Runner carries one stream from one parent into the local server, once. Session is one.
+// Runner carries one stream from a parent into the local server, once. Session is one.
 type Runner interface {
 	// Run blocks until the session has ended and has freed all it took, at both servers. It bounds each step until media
 	// flows. A *SessionError of the local server's side is not held against the parent.
@@ -100,6 +112,11 @@ type Runner interface {
 	Ended() <-chan struct{}
 	// LastPacket is when the last packet came from the parent, zero before the first.
 	LastPacket() time.Time
+	// Change takes the stream from another source from now on, while what is published stays. If it fails, the source that
+	// there was goes on.
+	Change(ctx context.Context, to Source) (how string, err error)
+	// Source is how the source stands; the channel is closed when that changes.
+	Source() (SourceState, <-chan struct{})
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
 	Location() string
 	Status() SessionStatus
@@ -117,6 +134,9 @@ type ManagerOptions struct {
 	Catalogue  *catalogue.Catalogue
 	Peers      peers
 	NewSession func(Spec) Runner
+	// NewSource makes the source that a live session is given in place of the one that it has. Where it is nil, a relay that
+	// changes its parent ends and begins anew.
+	NewSource func(Spec) Source
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
 	Remember   func(context.Context)
@@ -184,6 +204,7 @@ type failure struct {
 	backoff     *backoff.ExponentialBackOff
 	until       time.Time
 	missing     bool // it has no source
+	gone        bool // nothing came from it any more
 	publication catalogue.Publication
 }
 
@@ -203,10 +224,13 @@ type run struct {
 	since       time.Time
 	liveAt      time.Time
 	withdrawn   bool // it was live, and its hold counts no more
+	dark        bool // it was live, and has no source for the moment: its hold counts no more until it has
+	darkAt      time.Time
+	moving      bool // another source is about to take over
 	reported    bool // the local server has reported the stream since it is live
 }
 
-func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn }
+func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
 
 // ending says whether nothing can be done with it but wait for its end.
 func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdrawn) }
@@ -534,8 +558,9 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 	m.collect(now)
 
 	in := planner.Input{
-		State: state, Now: now, Avoid: m.avoid, RTT: m.o.Peers.RTT, FanOut: m.o.FanOut,
-		Relays: map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
+		State: state, Now: now, Avoid: m.avoid, Gone: m.gone, RTT: m.o.Peers.RTT, FanOut: m.o.FanOut,
+		Gapless: m.o.NewSource != nil,
+		Relays:  map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
 	}
 	for _, id := range m.streams(state) {
 		e := m.raise(state, id, now)
@@ -553,7 +578,16 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
-			if e.run != nil {
+			// What has no source is planned for as if nothing ran. The session ends by itself when it finds none; that it has
+			// one, which may not be used, it does not know.
+			if r := e.run; r != nil && r.dark && !r.moving {
+				if over := r.darkAt.Add(graceTime); !now.Before(over) {
+					m.stop(e, endLost)
+					continue
+				}
+				m.wait(e, now, r.darkAt.Add(graceTime))
+			}
+			if e.run != nil && !e.run.dark {
 				in.Relays[id] = m.relay(e, state, now)
 			}
 		}
@@ -624,6 +658,13 @@ func (m *Manager) wait(e *entry, now, until time.Time) {
 		e.due = earlier(e.due, until)
 		m.due = earlier(m.due, until)
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // earlier of two times; zero is never.
@@ -827,7 +868,15 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 // apply does what the entry's decision says.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
-	if e.run != nil && (d.Drop || d.Action == planner.Nothing) {
+	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
+	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	switch {
+	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
+	case d.Drop && d.Action != planner.Nothing && m.o.NewSource != nil && e.run.live():
+		// Its source is one no longer; what it publishes can have another.
+		m.darken(e, e.run)
+		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
+	default:
 		m.stop(e, endOf(d.End))
 	}
 	outcome := errPending
@@ -836,6 +885,8 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		outcome = adapters.ErrNoStream
 		if d.Why == planner.WhyOrigin || d.Why == planner.WhySuperseded {
 			outcome = nil
+		} else if waits {
+			outcome = errPending
 		}
 	case planner.Ask:
 		if !e.asking {
@@ -845,8 +896,14 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	case planner.Run:
 		r := e.run
 		switch {
-		case r != nil && !r.ending() && r.parent == d.Parent && r.publication == d.Hold.Publication():
+		case r != nil && !r.ending() && r.moving:
+			// It goes on when that has ended.
+		case r != nil && !r.ending() && !r.dark && r.parent == d.Parent && r.publication == d.Hold.Publication():
 			r.why = d.Why
+		case r != nil && !r.ending() && m.o.NewSource != nil && (r.live() || r.dark):
+			if !now.Before(e.retryAt) {
+				start = m.move(ctx, e, now)
+			}
 		case r != nil && !r.ending():
 			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 			m.stop(e, endMoved)
@@ -906,6 +963,189 @@ func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
 		err := m.carry(ctx, e, r)
 		m.finish(e, r, err)
 	}
+}
+
+// move begins to take what a live relay carries from another parent, as the decision says.
+func (m *Manager) move(ctx context.Context, e *entry, now time.Time) func() {
+	d, r := e.decision, e.run
+	next := &run{
+		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
+		tracks: d.Hold.Tracks, why: d.Why, since: now,
+	}
+	r.moving = true
+	before, session := r.publication, r.session
+	m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
+	return func() {
+		how, err := m.transfer(ctx, e.id, session, before, next)
+		m.moved(e, r, next, how, err)
+	}
+}
+
+// transfer asks the next parent for the stream and gives it to the session as its source.
+func (m *Manager) transfer(
+	ctx context.Context, stream adapters.StreamID, session Runner, before catalogue.Publication, next *run,
+) (how string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, moveTimeout)
+	defer cancel()
+	grant, err := m.grant(ctx, stream, next)
+	if err != nil {
+		return "", err
+	}
+	next.publication, next.sequence = grant.Publication(), grant.Sequence
+	next.path = append(slices.Clip(grant.Path), m.o.Catalogue.Self().ID)
+	source := m.o.NewSource(Spec{Stream: stream, Parent: next.parent, Grant: grant})
+	source.Same = next.publication == before
+	return session.Change(ctx, source)
+}
+
+// moved records how a change of parent ended.
+func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wake()
+	r.moving = false
+	m.touch(e.id)
+	if e.run != r || r.ending() || m.ended {
+		return
+	}
+	switch {
+	case errors.Is(err, ErrCodecDiffers):
+		m.stop(e, endMoved)
+	case err != nil:
+		m.blame(e, next, err)
+		m.o.Logger.Warn("relay could not change its parent", "stream", e.id, "parent", r.parent, "next", next.parent, "error", err)
+	default:
+		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
+		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
+		r.reported = false
+		m.relight(e, r)
+		m.publish()
+		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
+			"path", r.path, "how", how, "why", r.why)
+	}
+	m.count()
+}
+
+// relight announces a relay again that has a source again, or another one.
+func (m *Manager) relight(e *entry, r *run) {
+	m.stale = true
+	if !r.dark {
+		return
+	}
+	r.dark = false
+	m.live++
+	m.settle(e, nil)
+}
+
+// watch follows how a live session's source stands, until the session has ended.
+func (m *Manager) watch(e *entry, r *run, session Runner, ended <-chan struct{}) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		state, changed := session.Source()
+		timer.Stop()
+		switch state.Flow {
+		case FlowLost:
+			m.lose(e, r, &SessionError{Side: Parent, Step: "relay", Err: errors.New(state.Error)})
+		case FlowSilent:
+			if again := m.suspect(e, r, state.Since); again > 0 {
+				timer.Reset(again)
+			}
+		case FlowOn:
+			m.regain(e, r)
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-session.Ended():
+			m.silence(e, r)
+			return
+		case <-ended:
+			return
+		}
+	}
+}
+
+// suspect finds out whether a stream that has fallen silent is lost or paused. It asks to be called again after a while, or
+// not at all.
+func (m *Manager) suspect(e *entry, r *run, since time.Time) (again time.Duration) {
+	m.mu.Lock()
+	parent, dark := r.parent, r.dark || r.moving
+	m.mu.Unlock()
+	if dark {
+		return pauseAgain
+	}
+	now := time.Now()
+	heard, connected := m.o.Peers.Heard(parent)
+	age, told := m.o.Peers.PacketAge(parent, e.id)
+	switch {
+	case !connected, now.Sub(heard) > overdueTime:
+		m.lose(e, r, fmt.Errorf("%w, and the parent is not heard of", errSilent))
+		return pauseAgain
+	case told && now.Add(-age).After(since.Add(overdueTime/4)):
+		m.lose(e, r, fmt.Errorf("%w, and flows at the parent", errSilent))
+		return pauseAgain
+	case heard.After(since):
+		return pauseAgain // its source is paused, or looks for another one itself
+	default:
+		return doubtAgain
+	}
+}
+
+// lose withdraws the hold of a relay that has lost its source, and lets another one be looked for.
+func (m *Manager) lose(e *entry, r *run, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !r.live() || r.ending() || m.o.NewSource == nil {
+		return
+	}
+	defer m.wake()
+	m.darken(e, r)
+	m.blame(e, r, err)
+	if f := e.failures[r.parent]; errors.Is(err, errSilent) {
+		// Its hold stands until its heartbeat counts as lost.
+		f.gone, f.until = true, later(f.until, time.Now().Add(goneTime))
+	}
+	m.publish()
+	m.count()
+	m.o.Logger.Warn("relay has lost its source", "stream", e.id, "parent", r.parent, "error", err)
+}
+
+// darken withdraws the hold of a live relay that has no source any more, while what it publishes stays. The right to pull is
+// kept for a moment longer.
+func (m *Manager) darken(e *entry, r *run) {
+	if r.outside {
+		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: time.Now().Add(leaseTime)}
+	}
+	r.dark, r.darkAt, m.stale = true, time.Now(), true
+	m.live--
+	m.settle(e, errPending)
+	m.touch(e.id)
+	m.metrics.losses.Inc()
+}
+
+// regain announces a relay again whose source flows again by itself.
+func (m *Manager) regain(e *entry, r *run) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !r.dark || r.moving || r.ending() || e.run != r {
+		return
+	}
+	defer m.wake()
+	m.relight(e, r)
+	m.touch(e.id)
+	m.publish()
+	m.count()
+}
+
+// gone says whether a node was found to be gone for a stream, though it may still be announced.
+func (m *Manager) gone(stream adapters.StreamID, parent catalogue.NodeID) bool {
+	e := m.entries[stream]
+	if e == nil || e.failures[parent] == nil {
+		return false
+	}
+	f := e.failures[parent]
+	return f.gone && time.Now().Before(f.until)
 }
 
 // stop ends the entry's relay. Its hold counts no more from now on, and what is next waits until it has ended.
@@ -992,11 +1232,7 @@ func (m *Manager) carry(ctx context.Context, e *entry, r *run) error {
 		case <-ended:
 			return
 		}
-		select {
-		case <-session.Ended():
-			m.silence(e, r)
-		case <-ended:
-		}
+		m.watch(e, r, session, ended)
 	})
 	err = session.Run(ctx)
 	close(ended)
@@ -1009,14 +1245,9 @@ func (m *Manager) carry(ctx context.Context, e *entry, r *run) error {
 
 // pull asks the parent for the stream and makes a session of what it grants.
 func (m *Manager) pull(ctx context.Context, e *entry, r *run) (Runner, error) {
-	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
-	defer cancel()
-	grant, err := m.o.Peers.Pull(ctx, r.parent, e.id)
-	if err == nil {
-		err = m.accept(e.id, grant, r)
-	}
+	grant, err := m.grant(ctx, e.id, r)
 	if err != nil {
-		return nil, fmt.Errorf("pull %s from %s: %w", e.id, r.parent, err)
+		return nil, err
 	}
 	session := m.o.NewSession(Spec{Stream: e.id, Parent: r.parent, Grant: grant})
 	m.mu.Lock()
@@ -1025,6 +1256,20 @@ func (m *Manager) pull(ctx context.Context, e *entry, r *run) (Runner, error) {
 	r.path = append(slices.Clip(grant.Path), m.o.Catalogue.Self().ID)
 	r.session = session
 	return session, nil
+}
+
+// grant asks a parent for the stream.
+func (m *Manager) grant(ctx context.Context, stream adapters.StreamID, r *run) (Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, pullTimeout)
+	defer cancel()
+	grant, err := m.o.Peers.Pull(ctx, r.parent, stream)
+	if err == nil {
+		err = m.accept(stream, grant, r)
+	}
+	if err != nil {
+		return Grant{}, fmt.Errorf("pull %s from %s: %w", stream, r.parent, err)
+	}
+	return grant, nil
 }
 
 // accept says why a grant cannot be used.
@@ -1119,10 +1364,18 @@ func (m *Manager) over() error {
 	return nil
 }
 
-// fail makes the parent wait for its next turn, and from the second failure in a row on all others too. Where the local
+// fail records a relay that failed.
+func (m *Manager) fail(e *entry, r *run, err error) {
+	end := m.blame(e, r, err)
+	m.metrics.ends.WithLabelValues(end).Inc()
+	m.o.Logger.Warn("relay failed", "stream", e.id, "parent", r.parent, "error", err,
+		"retry", e.retryAt, "parent avoided until", e.failures[r.parent].until)
+}
+
+// blame makes the parent wait for its next turn, and from the second failure in a row on all others too. Where the local
 // server failed, the parent is not to blame; but a publisher may have taken the name over there, and must have the time
 // to be reported before the relay would take it back.
-func (m *Manager) fail(e *entry, r *run, err error) {
+func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 	now := time.Now()
 	e.lastErr = err
 	f := e.failures[r.parent]
@@ -1135,7 +1388,8 @@ func (m *Manager) fail(e *entry, r *run, err error) {
 		e.retry.Reset()
 		e.failed = 0
 	}
-	end := endFailed
+	f.gone = false
+	end = endFailed
 	if errors.Is(err, errInfeasible) {
 		f.missing, f.until, end = false, now.Add(soonTime), endInfeasible
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
@@ -1153,9 +1407,7 @@ func (m *Manager) fail(e *entry, r *run, err error) {
 			e.retryAt = now.Add(e.retry.NextBackOff())
 		}
 	}
-	m.metrics.ends.WithLabelValues(end).Inc()
-	m.o.Logger.Warn("relay failed", "stream", e.id, "parent", r.parent, "error", err,
-		"retry", e.retryAt, "parent avoided until", f.until)
+	return end
 }
 
 // The states of a stream at this node.

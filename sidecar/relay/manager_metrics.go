@@ -40,6 +40,7 @@ type managerMetrics struct {
 	live        prometheus.Gauge
 	starts      prometheus.Counter
 	ends        *prometheus.CounterVec
+	losses      prometheus.Counter
 	untilLive   prometheus.Histogram
 	acquires    *prometheus.CounterVec
 	acquireTime prometheus.Histogram
@@ -61,6 +62,10 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_relay_ends_total", Help: "Relays and attempts that ended, by reason.",
 		}, []string{"reason"}),
+		losses: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_relay_source_losses_total",
+			Help: "Live relays that lost their source, and whose publication waited for another one.",
+		}),
 		untilLive: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sidestream_relay_start_seconds", Help: "Time from the start of an attempt until media flowed.",
 			Buckets: prometheus.ExponentialBuckets(0.05, 2, 9),
@@ -91,7 +96,7 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 		m.claims.WithLabelValues(v)
 	}
 	if r != nil {
-		r.MustRegister(relays, m.starts, m.ends, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers)
+		r.MustRegister(relays, m.starts, m.ends, m.losses, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers)
 	}
 	return m
 }

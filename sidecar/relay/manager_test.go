@@ -44,6 +44,7 @@ type bed struct {
 	sessions []*session
 	server   map[adapters.StreamID]adapters.Stream // what the local server has
 	script   func(*session)                        // sets up a session before it runs
+	gapless  bool                                  // sessions change their source
 }
 
 func run(t *testing.T, options func(*bed, *relay.ManagerOptions), test func(b *bed)) {
@@ -246,6 +247,7 @@ type peers struct {
 
 	measured  atomic.Int64         // how often the planner asked for a round trip
 	ages      map[ID]time.Duration // of x, as parents say
+	heard     map[ID]time.Time     // not there: just now; zero: never
 	sequences map[ID]uint64
 }
 
@@ -259,6 +261,16 @@ func (p *peers) PacketAge(parent ID, _ adapters.StreamID) (time.Duration, bool) 
 	defer p.mu.Unlock()
 	age, ok := p.ages[parent]
 	return age, ok
+}
+
+func (p *peers) Heard(id ID) (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.heard[id]
+	if !ok {
+		return time.Now(), true
+	}
+	return at, !at.IsZero()
 }
 
 func (p *peers) Sequence(parent ID, _ adapters.StreamID) (uint64, bool) {
@@ -281,7 +293,7 @@ func (p *peers) Claim(ctx context.Context, owner ID, _ adapters.StreamID, _ uint
 }
 
 func (p *peers) Pull(_ context.Context, parent ID, stream adapters.StreamID) (relay.Grant, error) {
-	if own := p.own(stream); own != "" {
+	if own := p.own(stream); own != "" && !p.gapless {
 		p.Errorf("a parent is asked while %q is still announced", own)
 	}
 	p.mu.Lock()
@@ -313,6 +325,11 @@ type session struct {
 	ended   chan struct{}
 	last    time.Time // when the last packet came; zero: a moment ago
 	freed   bool
+
+	source        relay.SourceState
+	sourceChanged chan struct{}
+	sources       []relay.Source // that it was changed to
+	refuses       error          // a change
 }
 
 func (b *bed) newSession(spec relay.Spec) *session {
@@ -321,6 +338,7 @@ func (b *bed) newSession(spec relay.Spec) *session {
 	s := &session{
 		bed: b, Spec: spec, name: fmt.Sprint("s", len(b.sessions)), connect: connectTime,
 		end: make(chan error, 1), live: make(chan struct{}), ended: make(chan struct{}),
+		source: relay.SourceState{Flow: relay.FlowOn}, sourceChanged: make(chan struct{}),
 	}
 	for _, other := range b.sessions {
 		if other.Stream == s.Stream && !other.freed {
@@ -350,6 +368,36 @@ func (s *session) LastPacket() time.Time {
 		return time.Now()
 	}
 	return s.last
+}
+
+func (s *session) Change(_ context.Context, to relay.Source) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuses != nil {
+		return "", s.refuses
+	}
+	s.sources = append(s.sources, to)
+	s.setFlow(relay.FlowOn)
+	return relay.HowAligned, nil
+}
+
+func (s *session) Source() (relay.SourceState, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source, s.sourceChanged
+}
+
+// setFlow says how the source stands. The lock is held.
+func (s *session) setFlow(flow relay.SourceFlow) {
+	s.source = relay.SourceState{Flow: flow, Since: time.Now()}
+	close(s.sourceChanged)
+	s.sourceChanged = make(chan struct{})
+}
+
+func (s *session) flow(flow relay.SourceFlow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setFlow(flow)
 }
 
 func (s *session) Location() string { return "http://server/whip/x/" + s.name }

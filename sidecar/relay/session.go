@@ -82,28 +82,35 @@ type SessionOptions struct {
 	ToHTTP    *http.Client
 	Transport media.Transport
 	Traits    adapters.Traits // of the local server
-	Logger    *slog.Logger    // nil: discard
-	Metrics   *SessionMetrics // nil: none
+	// Grace is for how long the publication at the local server outlives its source, so that Change can give it another.
+	// 0: 10 s; negative: not at all.
+	Grace   time.Duration
+	Logger  *slog.Logger    // nil: discard
+	Metrics *SessionMetrics // nil: none
 }
 
-// Session carries one stream from one parent into the local server. It is used for one Run.
+// Session carries one stream from a parent into the local server; what is published there stays when the parent changes. It
+// is used for one Run.
 type Session struct {
 	options SessionOptions
 	logger  *slog.Logger
 	limits  limits
 
-	live     chan struct{}
-	over     chan struct{} // closed when media has ended
-	last     atomic.Int64  // when the last packet came from the parent, in Unix nanoseconds; 0: none has
-	arrivals chan struct{} // capacity 1: a track has come
-	failures chan error    // capacity 1: what ends the session from within the media path
+	live    chan struct{}
+	over    chan struct{} // closed when media has ended
+	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
+	changes chan changeRequest
 
-	mu        sync.Mutex
-	steps     []Step
-	location  string
-	lanes     []*lane // at most one of audio and one of video
-	published bool    // lanes are fixed
-	ended     string
+	mu           sync.Mutex
+	steps        []Step
+	location     string
+	lanes        []*lane // at most one of audio and one of video
+	published    bool    // lanes are fixed
+	upstream     *upstream
+	state        SourceState
+	stateChanged chan struct{}
+	changed      []ChangeStatus
+	ended        string
 }
 
 // limits are constants but for tests.
@@ -120,7 +127,8 @@ func NewSession(o SessionOptions) *Session {
 		limits: limits{
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
-		live: make(chan struct{}), over: make(chan struct{}), arrivals: make(chan struct{}, 1), failures: make(chan error, 1),
+		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
 
@@ -130,10 +138,10 @@ func (s *Session) Live() <-chan struct{} { return s.live }
 // Ended is closed when media flows no longer, or never will; Run returns when both sides are freed.
 func (s *Session) Ended() <-chan struct{} { return s.over }
 
-// LastPacket is when the last packet came from the parent, zero before the first.
+// LastPacket is when the last packet came from the source, zero before the first.
 func (s *Session) LastPacket() time.Time {
-	if last := s.last.Load(); last != 0 {
-		return time.Unix(0, last)
+	if newest := s.newest.Load(); newest != 0 {
+		return time.Unix(0, newest)
 	}
 	return time.Time{}
 }
@@ -158,47 +166,39 @@ func (s *Session) Run(ctx context.Context) error {
 }
 
 func (s *Session) run(ctx context.Context) error {
-	source, err := s.play(ctx)
-	if err != nil {
+	first := s.newUpstream(Source{From: s.options.From, FromHTTP: s.options.FromHTTP}, true)
+	s.step(StepPlay)
+	if err := s.play(ctx, first); err != nil {
 		close(s.over)
 		return err
 	}
+	s.step(StepPlayAnswered)
+	s.upstream = first
 	group, inner := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return failed(inner, Parent, "relay", ended(source.Wait(inner)))
-	})
-	group.Go(func() error {
-		select {
-		case err := <-s.failures:
-			return failed(inner, Parent, "relay", err)
-		case <-inner.Done():
-			return context.Cause(inner)
-		}
-	})
+	group.Go(func() error { return s.supervise(inner, first) })
 	var target *whip.Session
 	group.Go(func() (err error) {
-		target, err = s.forward(inner, source)
+		target, err = s.forward(inner, first)
 		return err
 	})
-	err = group.Wait()
+	err := group.Wait()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	close(s.over)
-	s.free(ctx, source, target, err)
+	s.free(ctx, s.upstream.session, target, err)
 	return err
 }
 
 // forward takes the stream from the parent's connection to the local server and stays until one of them fails. The
 // publication, if there is one, is returned in any case.
-func (s *Session) forward(ctx context.Context, source *whip.Session) (*whip.Session, error) {
-	err := s.bounded(ctx, Parent, "connect", s.limits.step, source.Connected)
+func (s *Session) forward(ctx context.Context, source *upstream) (*whip.Session, error) {
+	err := s.bounded(ctx, Parent, "connect", s.limits.step, source.session.Connected)
 	if err != nil {
 		return nil, err
 	}
 	s.step(StepParentConnected)
 
-	if err := s.awaitTracks(ctx, source.PeerConnection()); err != nil {
+	if err := s.awaitTracks(ctx, source); err != nil {
 		return nil, failed(ctx, Parent, "wait for media", err)
 	}
 	target, err := s.publish(ctx)
@@ -219,58 +219,21 @@ func (s *Session) forward(ctx context.Context, source *whip.Session) (*whip.Sess
 	return target, failed(ctx, LocalServer, "relay", ended(target.Wait(ctx)))
 }
 
-// play opens the session at the parent.
-func (s *Session) play(ctx context.Context) (*whip.Session, error) {
-	conn := media.NewConn(s.options.Transport, s.arrived)
-	client := &whip.Client{HTTP: s.options.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
-	var session *whip.Session
-	s.step(StepPlay)
-	err := s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
-		session, err = client.Play(ctx, s.options.From, nil)
+// play opens the session at a parent.
+func (s *Session) play(ctx context.Context, u *upstream) error {
+	conn := media.NewConn(s.options.Transport, u.arrived)
+	client := &whip.Client{HTTP: u.source.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
+	return s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
+		u.session, err = client.Play(ctx, u.source.From, nil)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	s.step(StepPlayAnswered)
-	return session, nil
-}
-
-// arrived takes a track of the parent's. It runs in the goroutine that reads the parent's connection.
-func (s *Session) arrived(t *media.Track) media.Sink {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stepLocked(StepFirstPacket)
-	l := s.laneLocked(t.Kind())
-	switch {
-	case l != nil && l.track.Load() != nil && t.RID() != "":
-		return nil // another simulcast layer: one is relayed
-	case l != nil && l.track.Load() != nil:
-		s.fail(fmt.Errorf("it began a second %s track", t.Kind()))
-		return nil
-	case l == nil && s.published:
-		s.fail(fmt.Errorf("its %s began after the stream had been published without", t.Kind()))
-		return nil
-	case l == nil:
-		l = newLane(t.Kind(), &s.last, s.step, s.fail)
-		s.lanes = append(s.lanes, l)
-	}
-	if err := l.attach(t); err != nil {
-		s.fail(err)
-		return nil
-	}
-	select {
-	case s.arrivals <- struct{}{}:
-	default:
-	}
-	return l
 }
 
 // awaitTracks waits until it is known what is to be published: which tracks, and of which codec. An answer may list more
 // codecs than one, and the profile it names is often not the publisher's, so only packets tell (and the answer, where it
-// leaves no choice).
-func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) error {
-	promised, err := promisedTracks(pc)
+// leaves no choice). A source that takes another's place need have only what is published already.
+func (s *Session) awaitTracks(ctx context.Context, u *upstream) error {
+	promised, err := promisedTracks(u.session.PeerConnection())
 	if err != nil {
 		return err
 	}
@@ -281,15 +244,15 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	defer timer.Stop()
 	settling := false
 	for {
-		missing := s.missing(promised)
+		missing, come := s.missing(u, promised)
 		if len(missing) == 0 {
 			break
 		}
-		if !settling && len(missing) < len(promised) {
+		if !settling && come > 0 {
 			settling = true
 			patience := s.limits.settle
 			if slices.ContainsFunc(missing, func(p promise) bool {
-				return p.kind == webrtc.RTPCodecTypeVideo && len(p.codecs) != 1
+				return p.kind == webrtc.RTPCodecTypeVideo && (len(p.codecs) != 1 || !u.initial)
 			}) {
 				patience = s.limits.settleVideo
 			}
@@ -298,7 +261,7 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-s.arrivals:
+		case <-u.arrivals:
 			continue
 		case <-timer.C:
 		}
@@ -310,10 +273,16 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !u.initial {
+		if len(u.feeds) == 0 {
+			return errors.New("it has none of the tracks that are published")
+		}
+		return nil
+	}
 	s.published = true
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
-			l := newLane(p.kind, &s.last, s.step, s.fail)
+			l := newLane(p.kind, &s.newest, s.step)
 			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}
@@ -321,12 +290,13 @@ func (s *Session) awaitTracks(ctx context.Context, pc *webrtc.PeerConnection) er
 	return nil
 }
 
-func (s *Session) missing(promised []promise) []promise {
+// missing lists what a source has promised and not sent yet, of what is of use, and counts what has come.
+func (s *Session) missing(u *upstream, promised []promise) (missing []promise, come int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(promised), func(p promise) bool {
-		return s.laneLocked(p.kind) != nil
-	})
+		return u.feedLocked(p.kind) != nil || !u.initial && s.laneLocked(p.kind) == nil
+	}), len(u.feeds)
 }
 
 // promise is a track that the parent's answer says will be sent.
@@ -525,15 +495,18 @@ func (s *Session) free(ctx context.Context, source, target *whip.Session, err er
 		if side == dead {
 			limit = min(limit, freeFailed)
 		}
-		group.Go(func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-			defer cancel()
-			if err := session.Close(ctx); err != nil {
-				s.logger.Warn("relay session not freed", "side", side, "error", err)
-			}
-		})
+		group.Go(func() { s.close(ctx, side, session, limit) })
 	}
 	group.Wait()
+}
+
+// close ends one session, within a time and not before.
+func (s *Session) close(ctx context.Context, side Side, session *whip.Session, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	if err := session.Close(ctx); err != nil {
+		s.logger.Warn("relay session not freed", "side", side, "error", err)
+	}
 }
 
 // bounded does one step within a time.
@@ -567,13 +540,6 @@ func ended(err error) error {
 		return errors.New("it ended the session")
 	}
 	return err
-}
-
-func (s *Session) fail(err error) {
-	select {
-	case s.failures <- err:
-	default: // one is enough
-	}
 }
 
 func (s *Session) laneLocked(kind webrtc.RTPCodecType) *lane {
@@ -624,7 +590,9 @@ type SessionStatus struct {
 	Location string            `json:"location,omitempty"` // of the session at the local server
 	Steps    []Step            `json:"steps"`              // in the order they were taken
 	Live     bool              `json:"live"`
-	Ended    string            `json:"ended,omitempty"` // why, once Run has ended
+	Source   SourceState       `json:"source"`
+	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
+	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
 }
 
@@ -657,6 +625,7 @@ func (s *Session) Status() SessionStatus {
 	defer s.mu.Unlock()
 	status := SessionStatus{
 		Stream: s.options.Stream, Location: s.location, Steps: slices.Clone(s.steps), Ended: s.ended,
+		Source: s.state, Changes: slices.Clone(s.changed),
 	}
 	select {
 	case <-s.live:

@@ -14,6 +14,8 @@ type SessionMetrics struct {
 	ends        *prometheus.CounterVec
 	firstPacket prometheus.Histogram
 	live        prometheus.Histogram
+	changes     *prometheus.CounterVec
+	changed     prometheus.Histogram
 
 	mu     sync.Mutex
 	active map[*Session]map[trackCounter]float64 // what was last read of each
@@ -62,11 +64,19 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 		live: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sidestream_relay_live_seconds", Help: "From a session's begin to media in the local server.", Buckets: buckets,
 		}),
+		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_relay_source_changes_total",
+			Help: "Changes of source of a live relay session, by how the new source took over.",
+		}, []string{"how"}),
+		changed: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sidestream_relay_source_change_seconds",
+			Help: "From the begin of a change of source to media of the new one.", Buckets: buckets,
+		}),
 		active: make(map[*Session]map[trackCounter]float64),
 		total:  make(map[trackCounter]float64),
 	}
 	if r != nil {
-		r.MustRegister(m.ends, m.firstPacket, m.live, m)
+		r.MustRegister(m.ends, m.firstPacket, m.live, m.changes, m.changed, m)
 	}
 	return m
 }
@@ -147,6 +157,19 @@ func (m *SessionMetrics) end(s *Session, err error) {
 	defer m.mu.Unlock()
 	m.readLocked(s)
 	delete(m.active, s)
+}
+
+// change counts a change of source that took so long.
+func (m *SessionMetrics) change(how string, took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	if err != nil {
+		m.changes.WithLabelValues("failed").Inc()
+		return
+	}
+	m.changes.WithLabelValues(how).Inc()
+	observe(m.changed, took)
 }
 
 func observe(h prometheus.Histogram, d time.Duration) {

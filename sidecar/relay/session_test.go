@@ -77,6 +77,7 @@ func newHop(t *testing.T, o hopOptions) *hop {
 		Stream: "demo", From: h.source.Endpoint("demo"), To: h.sink.Endpoint("demo"), FromHTTP: client, ToHTTP: client,
 		Transport: transport,
 	}
+	options.Grace = -1
 	if o.options != nil {
 		o.options(&options)
 	}
@@ -624,10 +625,10 @@ func gathered(t *testing.T, registry *prometheus.Registry, name string) map[stri
 // Once a lane is open, sending a packet on allocates nothing of ours.
 func TestLaneAllocatesNothing(t *testing.T) {
 	for _, kind := range []webrtc.RTPCodecType{webrtc.RTPCodecTypeVideo, webrtc.RTPCodecTypeAudio} {
-		l, p := openLane(t, kind)
+		f, p := openLane(t, kind)
 		if n := testing.AllocsPerRun(1000, func() {
 			p.Header.SequenceNumber++
-			l.Packet(p)
+			f.Packet(p)
 		}); n != 0 {
 			t.Errorf("%s: %v allocations per packet", kind, n)
 		}
@@ -635,17 +636,17 @@ func TestLaneAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkLane(b *testing.B) {
-	l, p := openLane(b, webrtc.RTPCodecTypeVideo)
+	f, p := openLane(b, webrtc.RTPCodecTypeVideo)
 	b.ReportAllocs()
 	for b.Loop() {
 		p.Header.SequenceNumber++
-		l.Packet(p)
+		f.Packet(p)
 	}
 }
 
 // openLane is a lane in which packets go straight on, to a writer that counts them.
-func openLane(t testing.TB, kind webrtc.RTPCodecType) (*lane, *media.Packet) {
-	l := newLane(kind, new(atomic.Int64), func(string) {}, func(err error) { t.Error(err) })
+func openLane(t testing.TB, kind webrtc.RTPCodecType) (*feed, *media.Packet) {
+	l := newLane(kind, new(atomic.Int64), func(string) {})
 	codec := webrtc.RTPCodecCapability{MimeType: webrtc.MimeTypeVP8, ClockRate: 90000}
 	l.out = media.NewConn(media.Transport{}, nil).NewSender(media.SenderOptions{Kind: kind, Codec: codec, History: l.history})
 	if _, err := l.out.Bind(binding{codec: codec}); err != nil {
@@ -656,11 +657,12 @@ func openLane(t testing.TB, kind webrtc.RTPCodecType) (*lane, *media.Packet) {
 			t.Error("no packet was sent")
 		}
 	})
-	l.opened, l.seenPacket = true, true
-	l.through.Store(true)
+	l.opened, l.seenPacket, l.through = true, true, true
+	l.codec.RTPCodecCapability = codec
 	p := &media.Packet{Payload: make([]byte, 1150)}
 	p.Header.Version = 2
-	return l, p
+	l.current = &feed{lane: l}
+	return l.current, p
 }
 
 // binding is what pion gives a track that is about to be sent; what is written goes nowhere.

@@ -551,19 +551,18 @@ func (w *world) drain(ctx context.Context, nodes []*peer) (News, error) {
 	return newsOf("drain, beyond one way", len(nodes), asked-len(took), took), nil
 }
 
-// depart has nodes end as a sidecar does that is told to.
+// depart has nodes end, one after the other, as a sidecar does that is told to.
 func (w *world) depart(ctx context.Context, nodes []*peer) News {
 	ctx, cancel := context.WithTimeout(ctx, newsTime)
 	defer cancel()
 	var events []*event
 	witnesses := slices.DeleteFunc(w.present(), func(p *peer) bool { return slices.Contains(nodes, p) })
 	for _, p := range nodes {
-		events = append(events, w.board.expect(witnesses, p.cluster, without(p.node)))
+		e := w.board.expect(witnesses, p.cluster, without(p.node))
 		p.left = true
 		close(p.leave)
-	}
-	for _, e := range events {
 		e.wait(ctx)
+		events = append(events, e)
 	}
 	return w.news("departure, beyond one way", events, true, nil)
 }

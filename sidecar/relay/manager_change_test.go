@@ -1,0 +1,210 @@
+package relay_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/relay"
+)
+
+// gapless lets relays change their source.
+func gapless(b *bed, o *relay.ManagerOptions) {
+	b.gapless = true
+	o.NewSource = func(relay.Spec) relay.Source { return relay.Source{} }
+}
+
+// wantChanges checks that there has been one session, and which sources it was given: of the same publication or another one.
+func (b *bed) wantChanges(same ...bool) {
+	b.Helper()
+	s := b.last()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.sessions) != 1 || s.freed {
+		b.Errorf("%d sessions, the last freed: %t", len(b.sessions), s.freed)
+	}
+	if len(s.sources) != len(same) {
+		b.Fatalf("%d changes of source, want %d", len(s.sources), len(same))
+	}
+	for i, source := range s.sources {
+		if source.Same != same[i] {
+			b.Errorf("change %d is to the same publication: %t", i, source.Same)
+		}
+	}
+}
+
+func TestMovesWithoutGap(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		b.peer("c1", "5 e1 c1")
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true, Draining: true})
+		b.wantPulls("b1", "c1")
+		b.wantOwn("5 e1 c1 a1")
+		b.wantChanges(true)
+		b.catalogue.Forget("c1") // its heartbeat is lost, and b1 is all there is
+		b.wantOwn("5 e1 b1 a1")
+		b.wantChanges(true, true)
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true})
+		b.peer("d1", "6 d1") // another publication has won
+		synctest.Wait()
+		after(time.Second)
+		b.wantOwn("6 d1 a1")
+		b.wantChanges(true, true, false)
+	})
+}
+
+// A source that is lost, is looked for elsewhere; its hold is withdrawn meanwhile.
+func TestLostSourceIsReplaced(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		s := b.last()
+		s.flow(relay.FlowLost)
+		b.wantOwn("")
+		if status := b.status(); status.LastError == "" || status.State != relay.StateRetrying && status.State != relay.StateConnecting {
+			b.Errorf("%+v", status)
+		}
+		b.setPull("c1", func(stream adapters.StreamID) (relay.Grant, error) {
+			if own := b.own(stream); own != "" {
+				b.Errorf("a parent is asked while %q is announced", own)
+			}
+			return relay.Grant{Path: []ID{"e1", "c1"}, Epoch: 5}, nil
+		})
+		b.peer("c1", "5 e1 c1")
+		after(time.Second)
+		b.wantOwn("5 e1 c1 a1")
+		b.wantChanges(true)
+		if n := b.count("sidestream_relay_source_losses_total", ""); n != 1 {
+			b.Errorf("%v losses", n)
+		}
+	})
+}
+
+// Viewers of a publisher that returns in time keep what they have.
+func TestPublisherReturns(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 b1")
+		defer b.play()()
+		b.last().flow(relay.FlowLost)
+		b.peer("b1")
+		after(5 * time.Second)
+		b.wantOwn("")
+		b.peer("b1", "6 b1")
+		after(time.Second)
+		b.wantOwn("6 b1 a1")
+		b.wantChanges(false)
+		b.play()()
+	})
+}
+
+// What falls silent is lost where its parent is not heard, or says that it flows there; else it is paused.
+func TestSilence(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		heard func(p *peers)
+		lost  bool
+	}{
+		{"the parent is not connected", func(p *peers) { p.heard["b1"] = time.Time{} }, true},
+		{"nothing was heard for a while", func(p *peers) { p.heard["b1"] = time.Now().Add(-time.Second) }, true},
+		{"it flows there", func(p *peers) { p.ages["b1"] = 0 }, true},
+		{"paused", func(p *peers) { p.ages["b1"] = time.Hour }, false},
+		{"an origin, which does not know", func(*peers) {}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			run(t, gapless, func(b *bed) {
+				b.locked(func() { b.peers.heard, b.peers.ages = map[ID]time.Time{}, map[ID]time.Duration{} })
+				b.peer("b1", "5 e1 b1")
+				defer b.play()()
+				b.peer("c1", "5 e1 c1")
+				s := b.last()
+				b.locked(func() { test.heard(b.peers) })
+				s.flow(relay.FlowSilent)
+				after(time.Second)
+				if test.lost {
+					b.wantOwn("5 e1 c1 a1")
+					b.wantChanges(true)
+					return
+				}
+				b.wantOwn("5 e1 b1 a1")
+				b.wantChanges()
+			})
+		})
+	}
+}
+
+// What flows again by itself is announced again.
+func TestSilenceEnds(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.locked(func() { b.peers.heard = map[ID]time.Time{"b1": {}} })
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		s := b.last()
+		s.flow(relay.FlowSilent)
+		b.wantOwn("")
+		s.flow(relay.FlowOn)
+		b.wantOwn("5 e1 b1 a1")
+		b.wantChanges()
+	})
+}
+
+// A parent that cannot be changed to is left for a while; one with another codec is published anew.
+func TestChangeRefused(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		s := b.last()
+		b.locked(func() { s.refuses = errors.New("no room") })
+		b.peer("c1", "5 e1 c1")
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true, Draining: true})
+		b.wantOwn("5 e1 b1 a1")
+		b.wantPulls("b1", "c1")
+		b.locked(func() { s.refuses = relay.ErrCodecDiffers })
+		after(2 * time.Second)
+		b.wantOwn("5 e1 c1 a1")
+		if sessions, _, _ := b.made(); sessions != 2 {
+			b.Errorf("%d sessions", sessions)
+		}
+	})
+}
+
+// Without any source the relay ends when its time is over, whether the session knows or not.
+func TestNoOtherSource(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		s := b.last()
+		b.peer("b1", "5 e1 a1 b1") // a loop
+		b.wantOwn("")
+		if s.isFreed() {
+			b.Error("it ended at once")
+		}
+		after(20 * time.Second)
+		if !s.isFreed() {
+			b.Error("it did not end")
+		}
+	})
+}
+
+// A parent of the own cluster that fell silent is not waited for until its heartbeat is lost.
+func TestSilentNearParent(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.locked(func() {
+			b.peers.heard, b.peers.answer = map[ID]time.Time{"a2": {}}, relay.Claim{Granted: true}
+			b.peers.silent["a2"] = true
+		})
+		b.peer("b1", "5 b1")
+		b.peer("a2", "5 b1 a2")
+		defer b.play()()
+		b.wantOwn("5 b1 a2 a1")
+		b.last().flow(relay.FlowSilent)
+		b.wantOwn("")
+		after(400 * time.Millisecond)
+		b.wantOwn("5 b1 a1")
+		b.wantChanges(true)
+		t.Logf("%+v", b.status())
+	})
+}
