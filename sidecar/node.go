@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/pionsfu"
 	"github.com/sidestream-dev/sidestream/sidecar/admin"
@@ -56,6 +57,8 @@ type node struct {
 
 	sfu      *pionsfu.Server // nil: the media server is another process
 	adapter  adapters.Adapter
+	facade   *janus.Adapter    // nil: the media server speaks WHIP and WHEP itself
+	server   http.RoundTripper // to the media server; nil: as the gateway has it
 	state    state
 	file     stateFile
 	known    *catalogue.Catalogue
@@ -140,7 +143,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
 		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
 		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
-		SessionAge: settings.Gateway.SessionAge, Logger: n.logger, Registerer: n.registry,
+		SessionAge: settings.Gateway.SessionAge, Transport: n.server, Logger: n.logger, Registerer: n.registry,
 	})
 	return n, nil
 }
@@ -149,8 +152,11 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 // URL it is.
 func (n *node) openServer() (*url.URL, error) {
 	s := n.settings
+	if s.Adapter.Name == janus.AdapterName {
+		return n.openJanus()
+	}
 	if s.Adapter.Name != config.PionSFU {
-		return nil, fmt.Errorf("adapter %q is not known: this version has %q", s.Adapter.Name, config.PionSFU)
+		return nil, fmt.Errorf("adapter %q is not known: this version has %q and %q", s.Adapter.Name, config.PionSFU, janus.AdapterName)
 	}
 	target := s.Adapter.URL
 	publish, play := string(s.Adapter.Token), string(s.Adapter.Token)
@@ -287,6 +293,9 @@ func (n *node) run(ctx context.Context) error {
 	if n.sfu != nil {
 		server = []part{n.sfu.Run, serveHTTP(n.listeners.sfu, n.sfu)}
 	}
+	if n.facade != nil {
+		server = []part{n.facade.Run}
+	}
 	doors := []part{
 		n.gateway.Run, n.port.Run, n.mesh.Run,
 		serveHTTP(viewers, front),
@@ -309,6 +318,9 @@ func (n *node) close() {
 		if l != nil {
 			_ = l.Close()
 		}
+	}
+	if n.facade != nil {
+		_ = n.facade.Close()
 	}
 	for _, c := range []*http.Client{n.peers, n.local} {
 		if c != nil {

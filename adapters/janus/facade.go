@@ -82,7 +82,7 @@ func newFacade(l *link, c Config, m mark, logger *slog.Logger, news func(bool)) 
 	return &facade{
 		link: l, config: c, mark: m, logger: logger, news: news, reap: make(chan struct{}, 1),
 		connected: make(chan struct{}),
-		sessions: map[string]*session{}, publishers: map[adapters.StreamID]*session{}, rooms: map[ident]bool{},
+		sessions:  map[string]*session{}, publishers: map[adapters.StreamID]*session{}, rooms: map[ident]bool{},
 		locks: map[ident]*roomLock{},
 	}
 }

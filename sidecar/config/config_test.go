@@ -57,7 +57,13 @@ func full(t *testing.T) Config {
 	}
 	return Config{
 		NodeID: "7b0c", Cluster: "us-west", ClusterCAFile: "/ca.crt", Namespace: "media", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
-		Adapter: Adapter{Name: "mediamtx", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c"},
+		Adapter: Adapter{
+			Name: "janus", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c",
+			Janus: Janus{
+				AuthToken: "t", AdminKey: "k", RoomSecret: "s", RoomPIN: "1234", AdminURL: parse("http://10.0.0.7:7088/admin"),
+				AdminSecret: "as", PublishToken: "jp", PlayToken: "jq",
+			},
+		},
 		Gateway: Gateway{
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
 			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
@@ -199,6 +205,14 @@ func TestValidate(t *testing.T) {
 			}, []string{"SIDESTREAM_ADAPTER_URL", "holds a user", "has a query"},
 		},
 		"token": {func(c *Config) { c.Adapter.Token = "x\n" }, []string{"SIDESTREAM_ADAPTER_TOKEN"}},
+		"janus": {
+			func(c *Config) {
+				c.Adapter.Name = "janus"
+				c.Adapter.Janus = Janus{PublishToken: "a b", AdminURL: &url.URL{Scheme: "ftp", Host: "a"}}
+			},
+			[]string{"JANUS_ADMIN_URL is", "JANUS_ADMIN_SECRET go together", "JANUS_PUBLISH_TOKEN"},
+		},
+		"janus unused": {func(c *Config) { c.Adapter.Janus.AdminKey = "k" }, []string{"settings for a Janus"}},
 		"listeners": {
 			func(c *Config) { c.Gateway.Listen, c.Peer.Listen, c.Admin.Listen = "", "1.2.3.4", ":99999" },
 			[]string{"SIDESTREAM_GATEWAY_LISTEN", "SIDESTREAM_PEER_LISTEN", "SIDESTREAM_ADMIN_LISTEN"},

@@ -53,6 +53,7 @@ func (c Config) Validate() error {
 	}
 	f.url("SIDESTREAM_ADAPTER_URL", c.Adapter.URL, "the server's base URL, such as http://10.0.0.7:8889")
 	f.token("SIDESTREAM_ADAPTER_TOKEN", c.Adapter.Token)
+	f.janus(c.Adapter)
 
 	f.listen("SIDESTREAM_GATEWAY_LISTEN", c.Gateway.Listen)
 	f.url("SIDESTREAM_GATEWAY_PUBLIC_URL", c.Gateway.PublicURL, "the URL by which viewers reach the gateway")
@@ -173,6 +174,22 @@ func (f *faults) sfu(s SFU) {
 	}
 	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
+}
+
+func (f *faults) janus(a Adapter) {
+	j := a.Janus
+	if a.Name != JanusName {
+		if j != (Janus{}) {
+			f.add("settings for a Janus are given and not used: set SIDESTREAM_ADAPTER_NAME to %s, or leave them away", JanusName)
+		}
+		return
+	}
+	f.url("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL", j.AdminURL, "the URL of Janus' administration API, such as http://10.0.0.7:7088/admin")
+	if (j.AdminURL == nil) != (j.AdminSecret == "") {
+		f.add("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL and SIDESTREAM_ADAPTER_JANUS_ADMIN_SECRET go together: set both or neither")
+	}
+	f.token("SIDESTREAM_ADAPTER_JANUS_PUBLISH_TOKEN", j.PublishToken)
+	f.token("SIDESTREAM_ADAPTER_JANUS_PLAY_TOKEN", j.PlayToken)
 }
 
 func (f *faults) sharedKey(p Peer) {
