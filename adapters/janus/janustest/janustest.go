@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -21,7 +22,7 @@ import (
 
 const (
 	// hostVariable holds the address of the host that a test binary was started anew in.
-	hostVariable = "SIDESTREAM_JANUS_TEST_HOST"
+	hostVariable = "JANUS_TEST_HOST"
 	// binaryVariable names another janus than the one in PATH.
 	binaryVariable = "JANUS_BIN"
 
@@ -44,9 +45,9 @@ func binary() (string, error) {
 }
 
 // Inside runs the program anew, with arguments, in a host of its own in which Janus can run, waits for it and gives its
-// exit code. In the program that was started so, Host tells the address. Where the machine does not allow it (it takes
+// exit code. What it writes goes to out. In the program that was started so, Host tells the address. Where the machine does not allow it (it takes
 // root and /dev/net/tun), the error is [errors.ErrUnsupported].
-func Inside(env []string, arguments ...string) (code int, err error) {
+func Inside(out io.Writer, env []string, arguments ...string) (code int, err error) {
 	network := wan.NewNetwork()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -69,7 +70,7 @@ func Inside(env []string, arguments ...string) (code int, err error) {
 	}
 	cmd := exec.Command(program, arguments...)
 	cmd.Env = append(append(os.Environ(), env...), hostVariable+"="+host.IPv4.String())
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := host.Start(cmd); err != nil {
 		return 0, err
 	}
@@ -89,7 +90,7 @@ func Main(run func() int) int {
 	if Host() != "" || Missing() != "" {
 		return run()
 	}
-	code, err := Inside(nil, os.Args[1:]...)
+	code, err := Inside(os.Stdout, nil, os.Args[1:]...)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return run()
 	}
