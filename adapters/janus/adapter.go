@@ -370,39 +370,50 @@ func (a *Adapter) connection(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	inner, stop := context.WithCancelCause(ctx)
+	// Events come until the farewell is over; work ends with ctx, or with the events.
+	alive, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	working, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var group sync.WaitGroup
-	group.Go(func() { stop(a.link.follow(inner, session)) })
+	group.Go(func() {
+		defer cancel()
+		stop(a.link.follow(alive, session))
+	})
 	defer func() {
 		stop(nil)
 		group.Wait()
 		a.facade.disconnect()
 	}()
-	control, err := a.link.attach(inner, nil)
+	err = a.work(working, info)
+	if alive.Err() == nil {
+		a.farewell(ctx, session)
+		stop(err)
+	}
+	return context.Cause(alive)
+}
+
+// work keeps the sessions and the inventory until ctx ends or Janus refuses.
+func (a *Adapter) work(ctx context.Context, info serverInfo) error {
+	control, err := a.link.attach(ctx, nil)
 	if err != nil {
-		a.link.close(ctx, session)
 		return err
 	}
-	n, err := probeNaming(inner, control)
+	n, err := probeNaming(ctx, control)
 	if err != nil {
-		a.link.close(ctx, session)
 		return err
 	}
-	a.facade.connect(n)
 	a.logger.Info("session with janus", "version", legible(info.Version), "string_ids", !n.numbers)
-	if !info.Checks && !info.Consent {
+	notices := info.Checks || info.Consent
+	if !notices {
 		a.logger.Warn("janus does not notice viewers that vanish: set ice_keepalive_conncheck = true in the section nat of janus.jcfg, " +
 			"or from 1.2 on ice_consent_freshness = true")
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	var reaping sync.WaitGroup
-	reaping.Go(func() { a.facade.run(inner) })
-	err = a.inventory.run(inner, control, n)
-	if ctx.Err() != nil { // the end, in order, while events still come
-		a.farewell(ctx, session)
-	}
-	stop(err)
-	reaping.Wait()
-	return context.Cause(inner)
+	reaping.Go(func() { a.facade.run(ctx) })
+	defer reaping.Wait()
+	defer cancel()
+	return a.inventory.run(ctx, control, n, func() { a.facade.connect(n, notices) })
 }
 
 // farewell ends what this sidecar has begun at Janus.

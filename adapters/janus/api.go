@@ -35,12 +35,12 @@ const (
 	codeNoRoom          = 426
 	codeRoomExists      = 427
 	codeNoFeed          = 428
+	codeMissingElement  = 429
 	codeInvalidElement  = 430
 	codePublishersFull  = 432
 	codeRoomForbidden   = 433
 	codeIDExists        = 436
 	codePluginBadSDP    = 437
-	codeNotPublished    = 435
 	codeInvalidSDPType  = 431
 	codeTokenNotAllowed = 405
 )

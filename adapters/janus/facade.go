@@ -21,6 +21,9 @@ const (
 	// replaceTime is after how much silence, or time without connection, another publisher may take the name.
 	replaceTime = 2 * time.Second
 
+	// playAge is how long a play counts as demand at a Janus that does not notice when a viewer vanishes.
+	playAge = 6 * time.Hour
+
 	awaitTime = 3 * time.Second
 	sweepTime = 500 * time.Millisecond
 	reapers   = 8 // handles that are detached at once
@@ -70,6 +73,7 @@ type facade struct {
 
 	mu         sync.Mutex
 	naming     naming
+	notices    bool
 	connected  chan struct{} // closed while there is a session with Janus
 	sessions   map[string]*session
 	publishers map[adapters.StreamID]*session
@@ -87,11 +91,11 @@ func newFacade(l *link, c Config, m mark, logger *slog.Logger, news func(bool)) 
 	}
 }
 
-// connect says that there is a session with Janus, and of which kind its ids are.
-func (f *facade) connect(n naming) {
+// connect says that there is a session with Janus, of which kind its ids are, and whether it notices viewers that vanish.
+func (f *facade) connect(n naming, notices bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.naming = n
+	f.naming, f.notices = n, notices
 	close(f.connected)
 }
 
@@ -488,7 +492,7 @@ func (f *facade) makeRoom(ctx context.Context, h *handle, s *session) error {
 	case 0:
 	case codeRoomExists:
 		return nil // made by somebody else meanwhile: his
-	case codeRoomForbidden:
+	case codeRoomForbidden, codeMissingElement:
 		return &noRoom{err}
 	}
 	if err == nil {
@@ -542,7 +546,8 @@ func (f *facade) closeRoom(ctx context.Context, room ident) error {
 	in, err := h.ask(ctx, "list participants", params{"request": "listparticipants", "room": room})
 	if err == nil {
 		for _, p := range in.Participants {
-			if p.Publisher || !own(p.Display) || f.session(p.ID.text) != nil {
+			// One of ours that has been detached may be listed for a moment.
+			if !f.mark.ours(p.Display) || f.session(p.ID.text) != nil {
 				return nil
 			}
 		}
@@ -733,7 +738,7 @@ func (f *facade) counts() (up, all map[adapters.StreamID]int) {
 			continue
 		}
 		all[s.stream]++
-		if s.up {
+		if s.up && (f.notices || time.Since(s.began) < playAge) {
 			up[s.stream]++
 		}
 	}

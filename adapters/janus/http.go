@@ -92,7 +92,7 @@ func refusalOf(err error) *refusal {
 		return errPublished
 	case codeInvalidSDP, codePluginBadSDP, codeBadSDPType, codeInvalidSDPType:
 		return &refusal{http.StatusUnprocessableEntity, "Janus refuses the description", reasonOf(err)}
-	case codeRoomForbidden:
+	case codeRoomForbidden, codeMissingElement:
 		return &refusal{http.StatusForbidden, "Janus does not allow it", reasonOf(err) + "; the room may want a PIN, or a token of its own."}
 	case codeNoMoreSessions:
 		return &refusal{http.StatusServiceUnavailable, "Janus takes no more sessions", "It is about to end; try another node."}
@@ -273,6 +273,9 @@ func (a *Adapter) open(w http.ResponseWriter, r *http.Request, stream adapters.S
 	}
 	ctx := r.Context()
 	if err := a.facade.await(ctx); err != nil {
+		if known, _ := a.inventory.snapshot(); known.err != nil {
+			err = known.err
+		}
 		return err
 	}
 	s, replaced, err := a.facade.reserve(stream, publish)

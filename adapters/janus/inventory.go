@@ -34,8 +34,8 @@ type lookout struct {
 	handle     *handle // joined as an attendee; nil where that cannot be
 	refused    bool    // joining was
 	publishers map[string]*published
-	attendees  int // participants who publish nothing and are not the sidecar's
-	native     int // subscriptions that did not come through the façade
+	attendees  map[string]bool // participants who publish nothing and are not the sidecar's
+	native     int             // subscriptions that did not come through the façade
 }
 
 // published is a publisher in a room.
@@ -113,8 +113,8 @@ func (i *inventory) news(rooms bool) {
 	}
 }
 
-// run keeps the state true until ctx ends, or the server cannot be asked.
-func (i *inventory) run(ctx context.Context, control *handle, n naming) error {
+// run keeps the state true until ctx ends, or the server cannot be asked. It calls ready once everything is known.
+func (i *inventory) run(ctx context.Context, control *handle, n naming, ready func()) error {
 	i.mu.Lock()
 	i.naming = n
 	i.mu.Unlock()
@@ -131,6 +131,10 @@ func (i *inventory) run(ctx context.Context, control *handle, n naming) error {
 				return err
 			}
 			next = time.Now().Add(lookTime - time.Duration(rand.Int64N(int64(lookTime/4))))
+		}
+		if ready != nil {
+			ready()
+			ready = nil
 		}
 		i.tell()
 		timer.Reset(time.Until(next))
@@ -182,7 +186,7 @@ func (i *inventory) visit(ctx context.Context, control *handle, r room, stream a
 	i.mu.Lock()
 	l := i.lookouts[r.Room]
 	if l == nil {
-		l = &lookout{room: r.Room, stream: stream, publishers: map[string]*published{}}
+		l = &lookout{room: r.Room, stream: stream, publishers: map[string]*published{}, attendees: map[string]bool{}}
 		i.lookouts[r.Room] = l
 	}
 	join := l.handle == nil && !l.refused && (few || r.Participants > 0)
@@ -197,7 +201,7 @@ func (i *inventory) visit(ctx context.Context, control *handle, r room, stream a
 	}
 	i.mu.Lock()
 	known := len(l.publishers) + 1 // ourselves
-	ask := l.attendees > 0 || l.handle == nil && r.Participants > 0 || l.handle != nil && (join || r.Participants != known)
+	ask := len(l.attendees) > 0 || l.handle == nil && r.Participants > 0 || l.handle != nil && (join || r.Participants != known)
 	i.mu.Unlock()
 	if !ask {
 		return nil
@@ -276,6 +280,7 @@ func (i *inventory) heard(l *lookout, m *message) {
 			i.list = true
 			continue
 		}
+		delete(l.attendees, id.text)
 		if l.publishers[id.text] != nil {
 			delete(l.publishers, id.text)
 			gone = append(gone, *id)
@@ -314,6 +319,7 @@ func (i *inventory) publisherLocked(l *lookout, id ident) *published {
 	if p := l.publishers[id.text]; p != nil {
 		return p
 	}
+	delete(l.attendees, id.text)
 	i.orders++
 	p := &published{id: id, session: id.text, since: time.Now(), order: i.orders}
 	key := l.room.text + "\x00" + id.text
@@ -332,7 +338,7 @@ func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []
 	var orphans, gone []ident
 	i.mu.Lock()
 	here := map[string]bool{}
-	l.attendees = 0
+	clear(l.attendees)
 	for _, p := range in {
 		switch {
 		case i.facade.mark.orphan(p.Display):
@@ -343,7 +349,7 @@ func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []
 				i.publisherLocked(l, p.ID)
 			}
 		case !own(p.Display):
-			l.attendees++
+			l.attendees[p.ID.text] = true
 		}
 	}
 	for text, p := range l.publishers {
@@ -469,11 +475,11 @@ func (i *inventory) tell() {
 	streams := []adapters.Stream{}
 	for _, l := range i.lookouts {
 		first := l.first(i.facade)
-		s := adapters.Stream{ID: l.stream, Readers: up[l.stream] + max(l.native, l.attendees)}
+		s := adapters.Stream{ID: l.stream, Readers: up[l.stream] + max(l.native, len(l.attendees))}
 		switch {
 		case first != nil:
 			s.Session, s.Since, s.Tracks = first.session, first.since, slices.Clone(first.tracks)
-		case l.attendees > 0 && len(l.publishers) == 0:
+		case len(l.attendees) > 0 && len(l.publishers) == 0:
 			s.Waiting = true
 		default:
 			continue

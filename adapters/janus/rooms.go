@@ -77,6 +77,9 @@ func (m mark) display() string { return ownDisplay + m.owner + "/" + m.run }
 // own says whether a display name is of a sidecar, whoever's.
 func own(display string) bool { return strings.HasPrefix(display, ownDisplay) }
 
+// ours says whether a display name is of this owner, of whichever run.
+func (m mark) ours(display string) bool { return strings.HasPrefix(display, ownDisplay+m.owner+"/") }
+
 // orphan says whether a display name is one of a run of the same owner before this one.
 func (m mark) orphan(display string) bool {
 	rest, ok := strings.CutPrefix(display, ownDisplay+m.owner+"/")

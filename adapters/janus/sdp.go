@@ -17,7 +17,7 @@ type description struct {
 	options    string
 	mids       []string
 	lines      []string // of the sections: "video 9 UDP/TLS/RTP/SAVPF 96"
-	refused    []string // kinds of the sections with port 0
+	refused    []string // kinds of the sections through which nothing goes
 	video      string   // the first codec of the first video section, as Janus calls it
 	audio      string
 	candidates []string // of the first section that has some
@@ -56,7 +56,8 @@ func describe(text string) (description, error) {
 		mid, _ := m.Attribute("mid")
 		d.mids = append(d.mids, mid)
 		d.lines = append(d.lines, m.MediaName.String())
-		if m.MediaName.Port.Value == 0 {
+		// RFC 8829, section 5.3.1, wants port 0; Janus says it by a direction, and format 0 of which nobody spoke.
+		if _, inactive := m.Attribute("inactive"); inactive || m.MediaName.Port.Value == 0 {
 			d.refused = append(d.refused, m.MediaName.Media)
 		}
 		codec := firstCodec(m)
