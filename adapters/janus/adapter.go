@@ -232,7 +232,7 @@ func (a *Adapter) Watch(ctx context.Context, report func([]adapters.Stream)) err
 }
 
 func (a *Adapter) watch(ctx context.Context, report func([]adapters.Stream)) error {
-	known, changed := a.inventory.snapshot()
+	known, _ := a.inventory.snapshot()
 	attempts := known.attempts
 	if !known.ready {
 		bounded, cancel := context.WithTimeout(ctx, stepTime)
@@ -245,7 +245,7 @@ func (a *Adapter) watch(ctx context.Context, report func([]adapters.Stream)) err
 	timer := time.NewTimer(2 * stepTime)
 	defer timer.Stop()
 	for {
-		known, changed = a.inventory.snapshot()
+		known, changed := a.inventory.snapshot()
 		switch {
 		case known.attempts > attempts && !known.ready:
 			return known.err
