@@ -16,13 +16,19 @@ const module = "github.com/sidestream-dev/sidestream/"
 // path. What is not listed here may import nothing but the standard library. A row ending in "/..." holds for the
 // packages below too.
 var arrows = map[string][]string{
-	"adapters":                 nil,
-	"adapters/media":           {"github.com/pion/"},
-	"adapters/whip":            {"adapters", "adapters/media", "github.com/pion/"},
-	"adapters/pionsfu":         {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
+	"adapters":             nil,
+	"adapters/media":       {"github.com/pion/"},
+	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
+	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
+	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
+	"adapters/poll":        {"adapters"},
+	"adapters/mediamtx":    {"adapters", "adapters/poll"},
+	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
+
+	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
+
 	"adapters/janus":           {"adapters", "adapters/whip", "github.com/pion/"},
 	"adapters/janus/janustest": {"e2e/wan"},
-	"adapters/adaptertest":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/", "github.com/prometheus/"},

@@ -44,14 +44,14 @@ func TestJanusInside(t *testing.T) {
 			defer cancel()
 			server := janustest.Start(t, janustest.Options{AdminKey: "key"})
 			janus, built := startPair(ctx, t, server.URL)
-			t.Run("from Janus", func(t *testing.T) { cascade(ctx, t, codec, "live/from-janus", janus, built) })
-			t.Run("to Janus", func(t *testing.T) { cascade(ctx, t, codec, "live/to-janus", built, janus) })
+			t.Run("from Janus", func(t *testing.T) { playAcross(ctx, t, codec, "live/from-janus", janus, built) })
+			t.Run("to Janus", func(t *testing.T) { playAcross(ctx, t, codec, "live/to-janus", built, janus) })
 		})
 	}
 }
 
-// cascade publishes at one site and plays at the other, which has nobody play it before, nor after.
-func cascade(ctx context.Context, t *testing.T, codec, stream string, origin, edge *site) {
+// playAcross publishes at one site and plays at the other, which has nobody play it before, nor after.
+func playAcross(ctx context.Context, t *testing.T, codec, stream string, origin, edge *site) {
 	published := time.Now()
 	source, err := testsource.New(testsource.Options{Codec: codec})
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"net/url"
 
+	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 )
@@ -13,7 +14,7 @@ import (
 const janusPort = "8088"
 
 // openJanus makes the adapter of a Janus, whose WHIP and WHEP the gateway then has beside all that Janus serves itself.
-func (n *node) openJanus() (*url.URL, error) {
+func (n *node) openJanus() (adapters.Adapter, *url.URL, error) {
 	s := n.settings.Adapter
 	target := s.URL
 	if target == nil {
@@ -34,8 +35,8 @@ func (n *node) openJanus() (*url.URL, error) {
 	}
 	adapter, err := janus.New(c)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	n.adapter, n.facade, n.server = adapter, adapter, adapter.Transport(gateway.NewTransport())
-	return target, nil
+	n.facade, n.server = adapter, adapter.Transport(gateway.NewTransport())
+	return adapter, target, nil
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"reflect"
 	"slices"
@@ -39,6 +40,17 @@ type Harness struct {
 	Names []adapters.StreamID
 	// Unreachable is the same adapter for an address at which no server is; nil leaves that out.
 	Unreachable adapters.Adapter
+	// Denied is the same adapter with credentials that the server refuses; nil leaves that out.
+	Denied adapters.Adapter
+	// Restart ends the server as a crash would, and starts it again at the same address; nil leaves that out.
+	Restart func(t testing.TB)
+	// OneCodec is set for servers that take one codec of those that are offered: publishers offer only what they send.
+	OneCodec bool
+	// Address is where clients whose cable is pulled have their socket; the zero value is loopback.
+	Address netip.Addr
+	// Stranger is how a publisher who is not a sidecar reaches the server; nil means Ingest's address with nothing but its
+	// Authorization.
+	Stranger func(id adapters.StreamID) adapters.Endpoint
 	// Patience is how long a change at the server may take to be reported, and media to arrive. Zero means 15 s.
 	Patience time.Duration
 }
@@ -67,8 +79,10 @@ func (h Harness) client() *whip.Client {
 	return h.Client
 }
 
-// Run checks everything that the contract of adapters.Adapter says, each point as a subtest.
+// Run checks everything that the contract of adapters.Adapter says, each point as a subtest. What differs from make to make
+// without being wrong, it logs in lines that begin with "result:".
 func Run(t *testing.T, h Harness) {
+	vanished := h.vanish(t)
 	t.Run("Name", h.testName)
 	t.Run("EndpointsMatch", h.testEndpointsMatch)
 	t.Run("OthersDoNotMatch", h.testOthersDoNotMatch)
@@ -81,6 +95,16 @@ func Run(t *testing.T, h Harness) {
 	t.Run("WatchTwice", h.testWatchTwice)
 	t.Run("WatchUnreachable", h.testWatchUnreachable)
 	t.Run("End", h.testEnd)
+	t.Run("OwnPublications", h.testOwnPublications)
+	t.Run("Orphan", h.testOrphan)
+	t.Run("Duplicate", h.testDuplicate)
+	t.Run("Denied", h.testDenied)
+	for _, c := range videoCodecs {
+		t.Run("Codec"+strings.TrimPrefix(c.mime, "video/"), func(t *testing.T) { h.testCodec(t, c) })
+	}
+	t.Run("Announced", h.testAnnounced)
+	t.Run("Vanished", func(t *testing.T) { h.testVanished(t, vanished) })
+	t.Run("Restart", h.testRestart)
 }
 
 func (h Harness) testName(t *testing.T) {
@@ -181,6 +205,10 @@ func (h Harness) testOtherAnswersAreNotMissing(t *testing.T) {
 	id := h.NewStream(t)
 	h.Publish(t, id).WaitConnected()
 	status, header, body := h.postPlay(t, id)
+	for deadline := time.Now().Add(h.patience()); h.Adapter.Missing(status, header, body) && time.Now().Before(deadline); {
+		time.Sleep(retry) // its first media may be under way
+		status, header, body = h.postPlay(t, id)
+	}
 	if !sessionOpened(status) || h.Adapter.Missing(status, header, body) {
 		t.Errorf("play of %s, which is published: %d %q", id, status, body)
 	}
@@ -258,7 +286,8 @@ func (h Harness) testMedia(t *testing.T) {
 	player := h.Play(t, id)
 	player.WaitFrames(25)
 	player.WaitAudio(25)
-	if stats := player.Stats(); stats.KeyFrames == 0 || stats.Damaged > stats.Frames/10 {
+	player.WaitKeyFrames(1)
+	if stats := player.Stats(); stats.Damaged > stats.Frames/10 {
 		t.Errorf("player got %+v", stats)
 	}
 }
@@ -272,6 +301,7 @@ type watching struct {
 
 	mu      sync.Mutex
 	reports [][]adapters.Stream
+	times   []time.Time
 	copies  [][]adapters.Stream
 	changed chan struct{}
 }
@@ -292,6 +322,7 @@ func (w *watching) report(streams []adapters.Stream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reports = append(w.reports, streams)
+	w.times = append(w.times, time.Now())
 	w.copies = append(w.copies, deepCopy(streams))
 	close(w.changed)
 	w.changed = make(chan struct{})
@@ -305,13 +336,30 @@ func deepCopy(streams []adapters.Stream) []adapters.Stream {
 	return streams
 }
 
-func (w *watching) latest() (streams []adapters.Stream, reported bool, changed <-chan struct{}) {
+func (w *watching) latest() (streams []adapters.Stream, at time.Time, changed <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.reports); n > 0 {
-		streams, reported = w.reports[n-1], true
+		streams, at = w.reports[n-1], w.times[n-1]
 	}
-	return streams, reported, w.changed
+	return streams, at, w.changed
+}
+
+// since is when the reports began that are as wanted without one between that is not, up to the latest.
+func (w *watching) since(id adapters.StreamID, wanted func(adapters.Stream) bool) (at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := len(w.reports) - 1; i >= 0; i-- {
+		var found adapters.Stream
+		if n := slices.IndexFunc(w.reports[i], func(s adapters.Stream) bool { return s.ID == id }); n >= 0 {
+			found = w.reports[i][n]
+		}
+		if !wanted(found) {
+			break
+		}
+		at = w.times[i]
+	}
+	return at
 }
 
 // stop ends the Watch and checks how it went.
@@ -339,29 +387,46 @@ func (w *watching) stop() {
 // until waits for a report in which a stream is as wanted. The stream's zero value stands for its absence.
 func (h Harness) until(w *watching, id adapters.StreamID, what string, wanted func(adapters.Stream) bool) adapters.Stream {
 	w.t.Helper()
+	found, _ := h.await(w.t, w, id, what, wanted)
+	return found
+}
+
+// untilTime is until, and gives the time at which the report came. Reports from before the first that is as wanted do not count.
+func (h Harness) untilTime(
+	t testing.TB, w *watching, id adapters.StreamID, what string, wanted func(adapters.Stream) bool,
+) time.Time {
+	t.Helper()
+	_, at := h.await(t, w, id, what, wanted)
+	return at
+}
+
+func (h Harness) await(
+	t testing.TB, w *watching, id adapters.StreamID, what string, wanted func(adapters.Stream) bool,
+) (adapters.Stream, time.Time) {
+	t.Helper()
 	timeout := time.NewTimer(h.patience())
 	defer timeout.Stop()
 	for {
-		streams, reported, changed := w.latest()
+		streams, at, changed := w.latest()
 		var found adapters.Stream
 		for _, s := range streams {
 			if s.ID == id {
 				if found.ID != "" {
-					w.t.Fatalf("%s is reported twice", id)
+					t.Fatalf("%s is reported twice", id)
 				}
 				found = s
 			}
 		}
-		if reported && wanted(found) {
-			return found
+		if !at.IsZero() && wanted(found) {
+			return found, w.since(id, wanted)
 		}
 		select {
 		case <-changed:
 		case err := <-w.ended:
 			w.ended <- err
-			w.t.Fatalf("Watch ended with %v; waiting for: %s", err, what)
+			t.Fatalf("Watch ended with %v; waiting for: %s", err, what)
 		case <-timeout.C:
-			w.t.Fatalf("not reported within %s: %s; last report %+v", h.patience(), what, streams)
+			t.Fatalf("not reported within %s: %s; last report %+v", h.patience(), what, streams)
 		}
 	}
 }
@@ -432,7 +497,7 @@ func (h Harness) testWatchSessions(t *testing.T) {
 		})
 		last = stream.Session
 		path := publisher.Session.Location().Path
-		if element := path[strings.LastIndexByte(path, '/')+1:]; element != stream.Session {
+		if element := path[strings.LastIndexByte(path, '/')+1:]; element != stream.Session && !stream.Relayed {
 			t.Logf("session %q is not the last element of Location: relays are known by other means", stream.Session)
 		}
 		publisher.Close()

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -232,39 +233,65 @@ func (a *Adapter) Watch(ctx context.Context, report func([]adapters.Stream)) err
 }
 
 func (a *Adapter) watch(ctx context.Context, report func([]adapters.Stream)) error {
-	known, _ := a.inventory.snapshot()
-	attempts := known.attempts
-	if !known.ready {
-		bounded, cancel := context.WithTimeout(ctx, stepTime)
-		_, err := a.client.info(bounded)
-		cancel()
-		if err != nil {
-			return err
-		}
+	if err := a.fresh(ctx); err != nil {
+		return err
 	}
-	timer := time.NewTimer(2 * stepTime)
-	defer timer.Stop()
+	first := true
+	var told []adapters.Stream
 	for {
 		known, changed := a.inventory.snapshot()
-		switch {
-		case known.attempts > attempts && !known.ready:
+		if !known.ready {
 			return known.err
-		case known.ready:
-			timer.Stop()
-			attempts = known.attempts
+		}
+		if first || !reflect.DeepEqual(told, known.streams) {
 			report(known.streams)
 		}
+		first, told = false, known.streams
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
-		case <-timer.C:
+		}
+	}
+}
+
+// fresh waits until Janus has been asked anew: what is known may be of one that was restarted a moment ago.
+func (a *Adapter) fresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*stepTime)
+	defer cancel()
+	wanted := a.inventory.want()
+	for {
+		done, failed, changed := a.inventory.looked(wanted)
+		if done {
+			return nil
+		}
+		if refused(failed) {
+			return failed
+		}
+		if _, err := a.client.info(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
 			if !a.running.Load() {
 				return errors.New("the façade does not run")
 			}
-			return errors.New("janus was not heard of in time")
+			return errors.Join(failed, errors.New("janus was not heard of in time"))
 		}
 	}
+}
+
+// refused says whether an error is one that does not pass by itself.
+func refused(err error) bool {
+	switch code := codeOf(err); code {
+	case codeNoSession, codeNoHandle, codeNoMoreSessions:
+		return false
+	case 0:
+		_, garbage := errors.AsType[*garbageError](err)
+		return garbage
+	}
+	return true
 }
 
 // End implements adapters.Ender: the publisher is taken out of the room. A publication that has ended already is no error.

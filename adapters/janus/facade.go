@@ -33,6 +33,7 @@ const (
 type session struct {
 	id      string // the last element of its URL; of a publication also the participant's id
 	publish bool
+	inside  bool // opened by the sidecar itself: a relay's
 	stream  adapters.StreamID
 	room    ident
 	feed    ident // the participant: itself, or the one it plays
@@ -141,7 +142,7 @@ func (f *facade) await(ctx context.Context) error {
 
 // reserve takes a place, and the name where it is a publication. Of a publisher that holds the name and is as good as
 // gone, the session is given back, to be ended first.
-func (f *facade) reserve(stream adapters.StreamID, publish bool) (s, replaced *session, err error) {
+func (f *facade) reserve(stream adapters.StreamID, publish, inside bool) (s, replaced *session, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
@@ -163,7 +164,7 @@ func (f *facade) reserve(stream adapters.StreamID, publish bool) (s, replaced *s
 	}
 	now := time.Now()
 	s = &session{
-		id: nonce(), publish: publish, stream: stream, room: f.naming.room(stream), began: now, receiving: map[string]bool{},
+		id: nonce(), publish: publish, inside: inside, stream: stream, room: f.naming.room(stream), began: now, receiving: map[string]bool{},
 		settled: make(chan struct{}),
 	}
 	if publish {
@@ -745,16 +746,16 @@ func (f *facade) counts() (up, all map[adapters.StreamID]int) {
 	return up, all
 }
 
-// publication is what the façade knows of a participant: whether it is a publication of its own, and whether anything has
-// come of it.
-func (f *facade) publication(id ident) (mine, media bool, h *handle) {
+// publication is what the façade knows of a participant: whether it is a publication of its own, whether anything has come
+// of it, and whether it is a relay's.
+func (f *facade) publication(id ident) (mine, media, relayed bool, h *handle) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.sessions[id.text]
 	if s == nil || !s.publish {
-		return false, false, nil
+		return false, false, false, nil
 	}
-	return true, s.media, s.handle
+	return true, s.media, s.inside, s.handle
 }
 
 // left ends the plays of a publisher that has gone.

@@ -317,7 +317,7 @@ func TestSweep(t *testing.T) {
 	f := newFacade(&link{}, Config{MaxSessions: 10, MaxOpening: 10}, mark{}, discard(), func(bool) {})
 	f.connect(naming{}, true)
 	open := func(id adapters.StreamID, publish bool) *session {
-		s, replaced, err := f.reserve(id, publish)
+		s, replaced, err := f.reserve(id, publish, true)
 		if err != nil || replaced != nil {
 			t.Fatal(replaced, err)
 		}
@@ -347,7 +347,7 @@ func TestSweep(t *testing.T) {
 	if !half.over || !silent.over || play.over || live.over {
 		t.Errorf("over: half-open %t, silent %t, play %t, live %t", half.over, silent.over, play.over, live.over)
 	}
-	if _, _, err := f.reserve("live", true); !errors.Is(err, errPublished) {
+	if _, _, err := f.reserve("live", true, true); !errors.Is(err, errPublished) {
 		t.Errorf("a name that is taken: %v", err)
 	}
 }

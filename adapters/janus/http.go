@@ -97,7 +97,7 @@ func refusalOf(err error) *refusal {
 	case codeNoMoreSessions:
 		return &refusal{http.StatusServiceUnavailable, "Janus takes no more sessions", "It is about to end; try another node."}
 	case codeUnauthorized, codeTokenNotAllowed:
-		return &refusal{http.StatusServiceUnavailable, "Janus refuses the sidecar", "Its secret or token is wrong; an operator has to set it."}
+		return &refusal{http.StatusForbidden, "Janus refuses the sidecar", "Its secret or token is wrong; an operator has to set it."}
 	case codeNoSession, codeNoHandle:
 		return &refusal{http.StatusServiceUnavailable, "Janus was restarted", "Try again in a moment."}
 	default:
@@ -216,7 +216,7 @@ func (a *Adapter) serveEndpoint(w http.ResponseWriter, r *http.Request, stream a
 	}
 	switch {
 	case r.Method == http.MethodPost:
-		if err := a.open(w, r, stream, publish); err != nil && r.Context().Err() == nil {
+		if err := a.open(w, r, stream, publish, inside); err != nil && r.Context().Err() == nil {
 			a.refuse(w, err)
 		}
 	case r.Method == http.MethodHead && !publish:
@@ -262,7 +262,7 @@ func readDescription(body []byte) (description, error) {
 }
 
 // open makes a session of an offer: 201 with an answer for a publisher, 406 with a counter-offer for a viewer.
-func (a *Adapter) open(w http.ResponseWriter, r *http.Request, stream adapters.StreamID, publish bool) error {
+func (a *Adapter) open(w http.ResponseWriter, r *http.Request, stream adapters.StreamID, publish, inside bool) error {
 	body, _, err := readBody(w, r, whip.ContentTypeSDP)
 	if err != nil {
 		return err
@@ -272,13 +272,16 @@ func (a *Adapter) open(w http.ResponseWriter, r *http.Request, stream adapters.S
 		return err
 	}
 	ctx := r.Context()
+	if known, _ := a.inventory.snapshot(); refused(known.err) {
+		return known.err
+	}
 	if err := a.facade.await(ctx); err != nil {
 		if known, _ := a.inventory.snapshot(); known.err != nil {
 			err = known.err
 		}
 		return err
 	}
-	s, replaced, err := a.facade.reserve(stream, publish)
+	s, replaced, err := a.facade.reserve(stream, publish, inside)
 	if replaced != nil {
 		a.logger.Info("publisher is replaced", "stream", stream, "session", replaced.id)
 		a.facade.free(ctx, replaced)

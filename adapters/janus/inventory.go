@@ -68,7 +68,9 @@ type inventory struct {
 	// ids counts how often a participant's id has come to publish in a room, as applications may use one again.
 	ids    map[string]int
 	orders uint64
-	list   bool // rooms have to be listed before the next look is due
+	list   bool   // rooms have to be listed before the next look is due
+	begun  uint64 // looks
+	ended  uint64 // the latest of them that has ended
 	state  state
 	change chan struct{} // closed at the next change of the state
 }
@@ -91,8 +93,31 @@ func (i *inventory) setLocked(s state) {
 		return
 	}
 	i.state = s
+	i.changeLocked()
+}
+
+func (i *inventory) changeLocked() {
 	close(i.change)
 	i.change = make(chan struct{})
+}
+
+// want has Janus asked anew; a look of the number that comes back, or a later one, has seen what is there now.
+func (i *inventory) want() uint64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.list = true
+	select {
+	case i.wake <- struct{}{}:
+	default:
+	}
+	return i.begun + 1
+}
+
+// looked says whether a look that was wanted has ended, and how the latest attempt failed where there is no session.
+func (i *inventory) looked(wanted uint64) (done bool, failed error, changed <-chan struct{}) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.state.ready && i.ended >= wanted, i.state.err, i.change
 }
 
 // lost says why Janus cannot be asked.
@@ -125,6 +150,9 @@ func (i *inventory) run(ctx context.Context, control *handle, n naming, ready fu
 		i.mu.Lock()
 		due := i.list || !time.Now().Before(next)
 		i.list = false
+		if due {
+			i.begun++
+		}
 		i.mu.Unlock()
 		if due {
 			if err := i.look(ctx, control); err != nil {
@@ -136,7 +164,7 @@ func (i *inventory) run(ctx context.Context, control *handle, n naming, ready fu
 			ready()
 			ready = nil
 		}
-		i.tell()
+		i.tell(due)
 		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
@@ -407,7 +435,7 @@ func (i *inventory) countNative(ctx context.Context) error {
 		if p == nil {
 			continue
 		}
-		mine, _, h := i.facade.publication(p.id)
+		mine, _, _, h := i.facade.publication(p.id)
 		if !mine || h == nil {
 			continue
 		}
@@ -457,7 +485,7 @@ func (i *inventory) subscribers(ctx context.Context, h *handle) (most int, err e
 // first is the publisher that is the stream: of several the one that came first, as long as it publishes.
 func (l *lookout) first(f *facade) (first *published) {
 	for _, p := range l.publishers {
-		if mine, media, _ := f.publication(p.id); mine && !media {
+		if mine, media, _, _ := f.publication(p.id); mine && !media {
 			continue // accepted, and nothing has come of it yet
 		}
 		if first == nil || p.order < first.order {
@@ -467,8 +495,8 @@ func (l *lookout) first(f *facade) (first *published) {
 	return first
 }
 
-// tell makes the state of what is known.
-func (i *inventory) tell() {
+// tell makes the state of what is known, after a look or between two.
+func (i *inventory) tell(looked bool) {
 	up, _ := i.facade.counts()
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -479,6 +507,7 @@ func (i *inventory) tell() {
 		switch {
 		case first != nil:
 			s.Session, s.Since, s.Tracks = first.session, first.since, slices.Clone(first.tracks)
+			_, _, s.Relayed, _ = i.facade.publication(first.id)
 		case len(l.attendees) > 0 && len(l.publishers) == 0:
 			s.Waiting = true
 		default:
@@ -488,6 +517,10 @@ func (i *inventory) tell() {
 	}
 	slices.SortFunc(streams, func(a, b adapters.Stream) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	i.setLocked(state{streams: streams, ready: true, attempts: i.state.attempts})
+	if looked && i.ended != i.begun {
+		i.ended = i.begun
+		i.changeLocked()
+	}
 }
 
 // publisher is whom a play of a stream is to get: false where nobody publishes as far as is known.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -59,20 +60,22 @@ func run(t testing.TB, c Config) (a *Adapter, stop func()) {
 func harness(t testing.TB, a *Adapter) adaptertest.Harness {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	address, _ := netip.ParseAddr(janustest.Host()) // none outside, where nothing real runs
 	return adaptertest.Harness{
-		Adapter: a, Patience: patience,
+		Adapter: a, Patience: patience, Address: address, OneCodec: true,
 		Client: &whip.Client{HTTP: client, NewPeerConnection: media.Transport{}.NewPeerConnection},
 	}
 }
 
 func TestAdapter(t *testing.T) {
+	t.Parallel()
 	for name, o := range map[string]struct {
 		server janustest.Options
 		config Config
 	}{
 		"names": {
 			janustest.Options{APISecret: "secret", AdminKey: "key", AdminSecret: "admin"},
-			Config{APISecret: "secret", AdminKey: "key", AdminSecret: "admin"},
+			Config{APISecret: "secret", AdminKey: "key", AdminSecret: "admin", PublishToken: "publish"},
 		},
 		"numbers": {janustest.Options{Numbers: true}, Config{}},
 	} {
@@ -92,6 +95,17 @@ func TestAdapter(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = unreachable.Close() })
 			h.Unreachable = unreachable
+			h.Stranger = func(id adapters.StreamID) adapters.Endpoint { // by the gateway
+				ep := a.Ingest(id)
+				ep.Header.Set(secretHeader, a.outside)
+				ep.Header.Set("Authorization", "Bearer publish")
+				return ep
+			}
+			h.Restart = func(testing.TB) { server.Restart() }
+			if o.config.APISecret != "" {
+				o.config.APISecret = "wrong"
+				h.Denied, _ = run(t, o.config)
+			}
 			adaptertest.Run(t, h)
 		})
 	}

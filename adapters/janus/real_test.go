@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/ice/v4"
 	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
@@ -61,36 +59,6 @@ func isLive(s adapters.Stream) bool { return s.ID != "" && !s.Waiting }
 
 func absent(s adapters.Stream) bool { return s.ID == "" }
 
-// cable is the UDP side of a client that can be cut.
-type cable struct {
-	*net.UDPConn
-	mux ice.UDPMux
-	cut atomic.Bool
-}
-
-func newCable(t testing.TB) *cable {
-	t.Helper()
-	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(janustest.Host())})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cable{UDPConn: socket}
-	c.mux = ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: c})
-	t.Cleanup(func() { _ = c.mux.Close() })
-	return c
-}
-
-func (c *cable) newPeerConnection(config webrtc.Configuration) (*webrtc.PeerConnection, error) {
-	return media.Transport{UDPMux: c.mux}.NewPeerConnection(config)
-}
-
-func (c *cable) WriteTo(b []byte, to net.Addr) (int, error) {
-	if c.cut.Load() {
-		return len(b), nil
-	}
-	return c.UDPConn.WriteTo(b, to)
-}
-
 // status is the code of a refusal.
 func status(t testing.TB, err error) int {
 	t.Helper()
@@ -108,9 +76,9 @@ func TestPublisherVanishes(t *testing.T) {
 	a, _ := run(t, Config{BaseURL: server.URL})
 	h := harness(t, a)
 	id := h.NewStream(t)
-	c := newCable(t)
+	socket := adaptertest.NewSocketAt(t, h.Address)
 	first := h
-	first.Client = &whip.Client{HTTP: h.Client.HTTP, NewPeerConnection: c.newPeerConnection}
+	first.Client = socket.Client(h.Client)
 	first.Publish(t, id).WaitConnected()
 	was := a.stream(t, id, "published", isLive)
 
@@ -120,7 +88,7 @@ func TestPublisherVanishes(t *testing.T) {
 	}
 	viewer := h.Play(t, id)
 	viewer.WaitFrames(1)
-	c.cut.Store(true)
+	socket.Cut()
 	for end := time.Now().Add(patience); ; {
 		second, err := h.TryPublish(t, id)
 		if err == nil {
@@ -432,7 +400,7 @@ func TestCredentials(t *testing.T) {
 			t.Error("Watch with a wrong secret ends without an error")
 		}
 		_, err := harness(t, a).TryPublish(t, "x")
-		if status(t, err) != http.StatusServiceUnavailable {
+		if status(t, err) != http.StatusForbidden {
 			t.Errorf("publish with a wrong secret: %v", err)
 		}
 		if retried := a.until(t, "still refused", func(s state) bool { return s.attempts > 0 }); retried.attempts > 10 {

@@ -56,7 +56,7 @@ type Catalogue struct {
 	local    []adapters.Stream // as reported last, without names that nobody publishes
 	bindings map[adapters.StreamID]binding
 	carriers map[adapters.StreamID]*carrier
-	tells    bool // the server's sessions were seen to match the locations that it hands out
+	tells    bool // the server's sessions were seen to be marked as ours, or to match the locations that it hands out
 	carried  map[adapters.StreamID]Hold
 
 	own        *holder
@@ -362,7 +362,7 @@ func (c *Catalogue) settle(bad *refusals) {
 			bad.add(fmt.Errorf("stream %q: %w streams: at most %d are announced", s.ID, ErrLimit, MaxHolds))
 			continue
 		}
-		var epoch uint64
+		epoch := c.remembered(s.ID)
 		if c.started {
 			c.clock++
 			epoch = c.clock
@@ -385,6 +385,18 @@ func (c *Catalogue) settle(bad *refusals) {
 	c.flush()
 }
 
+// remembered is the highest epoch at which a peer holds a publication of this node's: 0 where none does.
+func (c *Catalogue) remembered(id adapters.StreamID) uint64 {
+	var epoch uint64
+	row, _ := c.index.rows.Get(id)
+	for _, h := range row.Holds() {
+		if len(h.Path) > 1 && h.Origin() == c.self.ID {
+			epoch = max(epoch, h.Epoch)
+		}
+	}
+	return epoch
+}
+
 func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream) {
 	holds[s.ID] = Hold{
 		Stream: s.ID, Epoch: c.bindings[s.ID].epoch, Path: []NodeID{c.self.ID},
@@ -399,9 +411,9 @@ func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream)
 func (c *Catalogue) mine(s adapters.Stream, session string) bool {
 	o := c.carriers[s.ID]
 	if o == nil {
-		return false
+		return s.Relayed
 	}
-	if s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
+	if s.Relayed || s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
 		c.tells, o.reported = true, true
 		return true
 	}

@@ -211,6 +211,9 @@ func (g *Gateway) public(w *recorder, r *http.Request) {
 	case matched && want.Publish && r.Method == http.MethodPost:
 		w.kind = kindPublish
 		g.open(w, r)
+		if looker, ok := g.o.Adapter.(adapters.Looker); ok && sessionOpened(w.status) {
+			looker.Look() // so that the stream is known with its first media
+		}
 	case isSDP(r.Header):
 		g.open(w, r)
 	default:

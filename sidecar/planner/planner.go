@@ -243,7 +243,8 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 	current := runs && relay.Publication == best
 	_, alive := in.State.Node(relay.Parent)
 	lost := current && !alive
-	in.gather(&d, row, relay, current, lost)
+	senior := Senior(in.State, stream, row.Holders())
+	in.gather(&d, row, relay, current, lost, senior)
 	near, far := in.near, in.far
 	runs = runs && !d.Drop
 	current = current && runs
@@ -252,7 +253,6 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 			return d.keep(relay, WhyPause)
 		}
 	}
-	senior := Senior(in.State, stream, row.Holders())
 	// A node that drains does not move what flows here: that ends with it.
 	leads := current && relay.Live && (senior == self || relay.Outside && in.State.Condition(self).Draining)
 	if len(near) > 0 && !leads {
@@ -276,7 +276,9 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 func (d *Decision) end(why Reason) { d.Drop, d.End = true, why }
 
 // gather finds the holders that count, near and far.
-func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, lost bool) {
+func (in *Input) gather(
+	d *Decision, row *catalogue.Row, relay Relay, current, lost bool, senior catalogue.NodeID,
+) {
 	self := in.State.Self().ID
 	own, _ := row.Hold(self)
 	in.near, in.far = in.near[:0], in.far[:0]
@@ -289,7 +291,7 @@ func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, l
 			if current && h.Holder() == relay.Parent {
 				d.end(WhyLoop)
 			}
-		case in.counts(h, relay, lost) && in.State.Fit(h.Holder()):
+		case in.counts(h, relay, lost, senior) && in.State.Fit(h.Holder()):
 			fit = true
 			free = free || leave && !h.Through(relay.Parent)
 		}
@@ -297,7 +299,7 @@ func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, l
 	for i, h := range row.Holders() {
 		id := h.Holder()
 		switch {
-		case id == self, h.Through(self), !in.counts(h, relay, lost):
+		case id == self, h.Through(self), !in.counts(h, relay, lost, senior):
 			continue
 		case free && h.Through(relay.Parent):
 			continue // it drains as well, or must look for another parent itself
@@ -317,12 +319,14 @@ func (in *Input) gather(d *Decision, row *catalogue.Row, relay Relay, current, l
 	}
 }
 
-// counts says whether a holder can be a parent at all.
-func (in *Input) counts(h catalogue.Hold, relay Relay, lost bool) bool {
+// counts says whether a holder can be a parent at all. Of two pullers of a cluster one yields also when the heartbeat of the
+// parent of both is lost: it may be for a long time that only the control is.
+func (in *Input) counts(h catalogue.Hold, relay Relay, lost bool, senior catalogue.NodeID) bool {
 	if in.Gone != nil && slices.ContainsFunc(h.Path, func(id catalogue.NodeID) bool { return in.Gone(h.Stream, id) }) {
 		return false
 	}
-	return len(h.Path) < catalogue.MaxPath && (!lost || !h.Through(relay.Parent))
+	yields := relay.Live && relay.Outside && h.Holder() == senior
+	return len(h.Path) < catalogue.MaxPath && (!lost || !h.Through(relay.Parent) || yields)
 }
 
 // keep lets the relay go on though its parent holds nothing that could be chosen.

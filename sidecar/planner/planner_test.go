@@ -393,7 +393,17 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name:  "the heartbeat is lost and others have it from there",
+			holds: []string{"5 d1 c1", "5 d1 b2", "5 d1 a1"}, relay: live(5, "d1", "d1"),
+			want: "run d1", why: planner.WhyOrphan,
+		},
+		{
+			name:  "the heartbeat is lost and the senior has it from there",
 			holds: []string{"5 d1 c1", "5 d1 a2", "5 d1 a1"}, relay: live(5, "d1", "d1"),
+			want: "run a2", why: planner.WhyYield,
+		},
+		{
+			name:  "the heartbeat is lost and one that ranks higher has it from there",
+			holds: []string{"5 d1 c1", "5 d1 a4", "5 d1 a1"}, relay: live(5, "d1", "d1"),
 			want: "run d1", why: planner.WhyOrphan,
 		},
 		{

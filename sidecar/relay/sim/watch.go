@@ -1,0 +1,219 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// watch sees what must not happen at any time, and keeps what happened last. A nil one does not look.
+type watch struct {
+	verbose  bool
+	events   []string // the last ones
+	failures []string
+	overlaps map[overlapKey]time.Duration // since when
+	whole    map[string]time.Duration     // since when all of a cluster is connected; absent: it is not
+	loops    map[int]bool
+	loopsMax time.Duration
+	loopsN   int
+}
+
+type overlapKey struct {
+	stream  int
+	cluster string
+}
+
+const (
+	keptEvents = 400
+	// An overlap of two pullers lasts no longer.
+	overlapMost = 5 * time.Second
+)
+
+func newWatch() *watch {
+	return &watch{
+		overlaps: map[overlapKey]time.Duration{}, whole: map[string]time.Duration{}, loops: map[int]bool{},
+	}
+}
+
+func (v *watch) note(now time.Duration, format string, args ...any) {
+	if v == nil || !v.verbose {
+		return
+	}
+	if len(v.events) >= 2*keptEvents {
+		v.events = append(v.events[:0], v.events[keptEvents:]...)
+	}
+	v.events = append(v.events, fmt.Sprintf("%10.3f  ", now.Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (v *watch) fail(now time.Duration, format string, args ...any) {
+	if v == nil {
+		panic(fmt.Sprintf(format, args...))
+	}
+	v.note(now, "FAILURE: "+format, args...)
+	if len(v.failures) < 10 {
+		v.failures = append(v.failures, fmt.Sprintf("at %.3f s: ", now.Seconds())+fmt.Sprintf(format, args...))
+	}
+}
+
+func (v *watch) err() error {
+	if len(v.failures) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s", strings.Join(v.failures, "; "))
+}
+
+// turned looks at a stream after something has changed of it at one server.
+func (v *watch) turned(w *world, at *spot) {
+	w.feel(at.stream)
+	if v == nil {
+		return
+	}
+	v.overlap(w, at.stream, at.server.node.cluster)
+	v.loop(w, at)
+}
+
+// feel lets the relays of a stream notice whether media comes in.
+func (w *world) feel(stream int) {
+	for _, n := range w.nodes {
+		r := n.server.spots[stream].relay
+		if r == nil || r.liveAt < 0 {
+			continue
+		}
+		switch flows := !r.over && n.server.spots[stream].flows(); {
+		case flows:
+			r.flowing = true
+		case r.flowing:
+			r.flowing, r.lastPacket = false, w.now
+		}
+	}
+}
+
+// overlap watches that of two pullers of one cluster one yields.
+func (v *watch) overlap(w *world, stream int, cluster string) {
+	key := overlapKey{stream, cluster}
+	if w.pullers(stream, cluster) < 2 {
+		delete(v.overlaps, key)
+		return
+	}
+	if _, ok := v.overlaps[key]; ok {
+		return
+	}
+	since := w.now
+	v.overlaps[key] = since
+	var check func()
+	check = func() {
+		if began, ok := v.overlaps[key]; !ok || began != since {
+			return
+		}
+		whole, ok := v.whole[cluster]
+		switch due := max(since, whole) + overlapMost; {
+		case !ok:
+			w.after(time.Second, check)
+		case w.now < due:
+			w.at(due, check)
+		default:
+			v.fail(w.now, "%s is pulled for %s by two nodes since %.3f s", w.names[stream], cluster, since.Seconds())
+		}
+	}
+	w.after(overlapMost, check)
+}
+
+// pullers counts who pulls a stream for a cluster. What a node pulls that drains does not count: it does not move, and ends
+// with the node.
+func (w *world) pullers(stream int, cluster string) int {
+	n := 0
+	for _, o := range w.members[cluster] {
+		if o.sidecar == nil || o.sidecar.draining {
+			continue
+		}
+		if r := o.server.spots[stream].relay; r != nil && r.outside && r.live() {
+			n++
+		}
+	}
+	return n
+}
+
+// loop watches that nodes which send in a circle do not do so for longer than it takes to tell.
+func (v *watch) loop(w *world, at *spot) {
+	if v.loops[at.stream] {
+		return
+	}
+	circle := circleOf(w, at)
+	if circle == nil {
+		return
+	}
+	since := w.now
+	v.loops[at.stream] = true
+	v.loopsN++
+	bound := w.think.most
+	for _, a := range circle {
+		for _, b := range circle {
+			bound = max(bound, w.longest(a.server.node.i, b.server.node.i)+w.think.most)
+		}
+	}
+	v.note(w.now, "LOOP of %s: %v", w.names[at.stream], idsOf(circle))
+	w.after(bound, func() {
+		v.loops[at.stream] = false
+		if circleOf(w, at) != nil {
+			v.fail(w.now, "%s goes in a circle of %v since %.3f s", w.names[at.stream], idsOf(circle), since.Seconds())
+		}
+	})
+}
+
+// circleOf is the circle that a server is part of.
+func circleOf(w *world, at *spot) []*spot {
+	circle := []*spot{at}
+	for up := at.above(); up != nil && len(circle) <= len(w.nodes); up = up.above() {
+		if up == at {
+			return circle
+		}
+		circle = append(circle, up)
+	}
+	return nil
+}
+
+func idsOf(spots []*spot) []NodeID {
+	var ids []NodeID
+	for _, s := range spots {
+		ids = append(ids, s.server.node.id)
+	}
+	return ids
+}
+
+// connected looks whether all sidecars of a cluster are connected to each other.
+func (v *watch) connected(p *sidecar) { v.look(p.w, p.node.cluster) }
+
+func (v *watch) look(w *world, cluster string) {
+	if v == nil {
+		return
+	}
+	if !w.connected(cluster) {
+		delete(v.whole, cluster)
+		return
+	}
+	if _, ok := v.whole[cluster]; !ok {
+		v.whole[cluster] = w.now
+	}
+}
+
+func (w *world) connected(cluster string) bool {
+	nodes := w.members[cluster]
+	for _, a := range nodes {
+		if a.sidecar == nil {
+			continue
+		}
+		for _, b := range nodes {
+			if b == a || b.sidecar == nil {
+				continue
+			}
+			if w.wires[a.i][b.i].control {
+				return false
+			}
+			l := a.sidecar.link(b.id)
+			if l == nil || l.peer != b.sidecar || l.received == nil || l.other.ended || len(l.stalled) > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
