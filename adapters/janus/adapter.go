@@ -261,7 +261,7 @@ func (a *Adapter) fresh(ctx context.Context) error {
 	defer cancel()
 	wanted := a.inventory.want()
 	for {
-		done, failed, changed := a.inventory.looked(wanted)
+		done, changed, failed := a.inventory.looked(wanted)
 		if done {
 			return nil
 		}

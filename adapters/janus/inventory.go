@@ -36,6 +36,7 @@ type lookout struct {
 	publishers map[string]*published
 	attendees  map[string]bool // participants who publish nothing and are not the sidecar's
 	native     int             // subscriptions that did not come through the façade
+	missed     bool            // a full list had a publisher of whom no event had told
 }
 
 // published is a publisher in a room.
@@ -68,9 +69,10 @@ type inventory struct {
 	// ids counts how often a participant's id has come to publish in a room, as applications may use one again.
 	ids    map[string]int
 	orders uint64
-	list   bool   // rooms have to be listed before the next look is due
-	begun  uint64 // looks
-	ended  uint64 // the latest of them that has ended
+	dead   []*handle // to be detached: their rooms have ended
+	list   bool      // rooms have to be listed before the next look is due
+	begun  uint64    // looks
+	ended  uint64    // the latest of them that has ended
 	state  state
 	change chan struct{} // closed at the next change of the state
 }
@@ -114,17 +116,17 @@ func (i *inventory) want() uint64 {
 }
 
 // looked says whether a look that was wanted has ended, and how the latest attempt failed where there is no session.
-func (i *inventory) looked(wanted uint64) (done bool, failed error, changed <-chan struct{}) {
+func (i *inventory) looked(wanted uint64) (done bool, changed <-chan struct{}, failed error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.state.ready && i.ended >= wanted, i.state.err, i.change
+	return i.state.ready && i.ended >= wanted, i.change, i.state.err
 }
 
 // lost says why Janus cannot be asked.
 func (i *inventory) lost(err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.lookouts = map[ident]*lookout{}
+	i.lookouts, i.dead = map[ident]*lookout{}, nil
 	i.setLocked(state{attempts: i.state.attempts + 1, err: err})
 }
 
@@ -228,6 +230,7 @@ func (i *inventory) visit(ctx context.Context, control *handle, r room, stream a
 		return i.facade.closeRoom(ctx, r.Room)
 	}
 	i.mu.Lock()
+	order := i.orders              // who comes while the answer is under way is not in it
 	known := len(l.publishers) + 1 // ourselves
 	ask := len(l.attendees) > 0 || l.handle == nil && r.Participants > 0 || l.handle != nil && (join || r.Participants != known)
 	i.mu.Unlock()
@@ -241,7 +244,7 @@ func (i *inventory) visit(ctx context.Context, control *handle, r room, stream a
 	if err != nil {
 		return err
 	}
-	i.take(ctx, control, l, in.Participants)
+	i.take(ctx, control, l, in.Participants, order)
 	return nil
 }
 
@@ -304,8 +307,7 @@ func (i *inventory) heard(l *lookout, m *message) {
 			continue
 		}
 		if id.text == "ok" { // ourselves: kicked
-			l.handle = nil
-			i.list = true
+			i.buryLocked(l)
 			continue
 		}
 		delete(l.attendees, id.text)
@@ -318,14 +320,25 @@ func (i *inventory) heard(l *lookout, m *message) {
 		for _, p := range l.publishers {
 			gone = append(gone, p.id)
 		}
-		delete(i.lookouts, l.room)
-		i.list = true
+		if i.lookouts[l.room] == l {
+			delete(i.lookouts, l.room)
+		}
+		i.buryLocked(l)
 	}
 	i.mu.Unlock()
 	for _, id := range gone {
 		i.facade.left(l.room, id)
 	}
 	i.news(false)
+}
+
+// buryLocked gives up a room's handle, for the next look to detach it and to join anew where the room is there.
+func (i *inventory) buryLocked(l *lookout) {
+	if l.handle != nil {
+		i.dead = append(i.dead, l.handle)
+		l.handle = nil
+	}
+	i.list = true
 }
 
 func (i *inventory) addLocked(l *lookout, publishers []publisher) {
@@ -361,11 +374,12 @@ func (i *inventory) publisherLocked(l *lookout, id ident) *published {
 	return p
 }
 
-// take sets a room's participants by a full list, and kicks those that a run before this one has left.
-func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []participant) {
+// take sets a room's participants by a full list, which knows of no publisher after the order, and kicks those that a run
+// before this one has left.
+func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []participant, order uint64) {
 	var orphans, gone []ident
 	i.mu.Lock()
-	here := map[string]bool{}
+	here, missed := map[string]bool{}, false
 	clear(l.attendees)
 	for _, p := range in {
 		switch {
@@ -376,16 +390,22 @@ func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []
 			if l.handle == nil {
 				i.publisherLocked(l, p.ID)
 			}
+			missed = missed || l.publishers[p.ID.text] == nil
 		case !own(p.Display):
 			l.attendees[p.ID.text] = true
 		}
 	}
 	for text, p := range l.publishers {
-		if !here[text] {
+		if !here[text] && p.order <= order {
 			delete(l.publishers, text)
 			gone = append(gone, p.id)
 		}
 	}
+	if missed && l.missed { // twice: it is no event that is under way
+		i.buryLocked(l)
+		missed = false
+	}
+	l.missed = missed
 	i.mu.Unlock()
 	for _, id := range gone {
 		i.facade.left(l.room, id)
@@ -401,8 +421,9 @@ func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []
 
 // forget drops rooms that are no longer there.
 func (i *inventory) forget(ctx context.Context, here map[ident]bool) {
-	var handles []*handle
 	i.mu.Lock()
+	handles := i.dead
+	i.dead = nil
 	for id, l := range i.lookouts {
 		if here[id] {
 			continue

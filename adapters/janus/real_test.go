@@ -382,6 +382,16 @@ func TestRoomsAreEnded(t *testing.T) {
 		publisher.Close()
 		none("a room without a publisher")
 	}
+	left := func() int {
+		a.link.mu.Lock()
+		defer a.link.mu.Unlock()
+		return len(a.link.handles)
+	}
+	for end := time.Now().Add(patience); left() > 1; time.Sleep(20 * time.Millisecond) { // one to ask by
+		if time.Now().After(end) {
+			t.Fatalf("%d handles are left", left())
+		}
+	}
 	h.Publish(t, "left").WaitConnected()
 	stop()
 	none("a room of a sidecar that has ended")
