@@ -27,6 +27,9 @@ var arrows = map[string][]string{
 
 	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
 
+	"adapters/janus":           {"adapters", "adapters/whip", "github.com/pion/"},
+	"adapters/janus/janustest": {"e2e/wan"},
+
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/", "github.com/prometheus/"},
 	"sidecar/catalogue":  {"adapters", "github.com/tidwall/"},

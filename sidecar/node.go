@@ -26,6 +26,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/generic"
+	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/mediamtx"
 	"github.com/sidestream-dev/sidestream/adapters/pionsfu"
@@ -60,6 +61,8 @@ type node struct {
 
 	sfu      *pionsfu.Server // nil: the media server is another process
 	adapter  adapters.Adapter
+	facade   *janus.Adapter    // nil: the media server speaks WHIP and WHEP itself
+	server   http.RoundTripper // to the media server; nil: as the gateway has it
 	state    state
 	file     stateFile
 	known    *catalogue.Catalogue
@@ -144,7 +147,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
 		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
 		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
-		SessionAge: settings.Gateway.SessionAge, Logger: n.logger, Registerer: n.registry,
+		SessionAge: settings.Gateway.SessionAge, Transport: n.server, Logger: n.logger, Registerer: n.registry,
 	})
 	return n, nil
 }
@@ -155,6 +158,7 @@ var servers = map[string]func(*node) (adapters.Adapter, *url.URL, error){
 	pionsfu.AdapterName:  (*node).openPionSFU,
 	mediamtx.AdapterName: (*node).openMediaMTX,
 	generic.AdapterName:  (*node).openGeneric,
+	janus.AdapterName:    (*node).openJanus,
 }
 
 // openServer makes the adapter that the settings name.
@@ -360,6 +364,9 @@ func (n *node) run(ctx context.Context) error {
 	if n.sfu != nil {
 		server = []part{n.sfu.Run, serveHTTP(n.listeners.sfu, n.sfu)}
 	}
+	if n.facade != nil {
+		server = []part{n.facade.Run}
+	}
 	doors := []part{
 		n.gateway.Run, n.port.Run, n.mesh.Run,
 		serveHTTP(viewers, front),
@@ -382,6 +389,9 @@ func (n *node) close() {
 		if l != nil {
 			_ = l.Close()
 		}
+	}
+	if n.facade != nil {
+		_ = n.facade.Close()
 	}
 	for _, c := range []*http.Client{n.peers, n.local} {
 		if c != nil {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"reflect"
 	"slices"
@@ -46,6 +47,13 @@ type Harness struct {
 	// Server is the server's make and version. Where it is set, and ADAPTERTEST_RESULTS names a directory, a run without failure
 	// leaves its Results there.
 	Server string
+	// OneCodec is set for servers that take one codec of those that are offered: publishers offer only what they send.
+	OneCodec bool
+	// Address is where clients whose cable is pulled have their socket; the zero value is loopback.
+	Address netip.Addr
+	// Stranger is how a publisher who is not a sidecar reaches the server; nil means Ingest's address with nothing but its
+	// Authorization.
+	Stranger func(id adapters.StreamID) adapters.Endpoint
 	// Patience is how long a change at the server may take to be reported, and media to arrive. Zero means 15 s.
 	Patience time.Duration
 
@@ -210,9 +218,14 @@ func (h Harness) testOtherAnswersAreNotMissing(t *testing.T) {
 		time.Sleep(retry) // its first media may be under way
 		status, header, body = h.postPlay(t, id)
 	}
-	if status != http.StatusCreated || h.Adapter.Missing(status, header, body) {
+	if !sessionOpened(status) || h.Adapter.Missing(status, header, body) {
 		t.Errorf("play of %s, which is published: %d %q", id, status, body)
 	}
+}
+
+// sessionOpened says whether a status is that of a new session: an answer, or a counter-offer.
+func sessionOpened(status int) bool {
+	return status == http.StatusCreated || status == http.StatusNotAcceptable
 }
 
 // postPlay sends a real offer to the play endpoint as it is, and deletes what comes of it.
@@ -265,7 +278,7 @@ func (h Harness) postPlay(t testing.TB, id adapters.StreamID) (status int, heade
 	}
 	response := send(http.MethodPost, ep.URL.String(), offer.SDP)
 	body, _ = io.ReadAll(response.Body)
-	if location := response.Header.Get("Location"); response.StatusCode == http.StatusCreated && location != "" {
+	if location := response.Header.Get("Location"); sessionOpened(response.StatusCode) && location != "" {
 		session, err := ep.URL.Parse(location)
 		if err != nil {
 			t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -22,17 +23,23 @@ import (
 // zombieTime is how long a server may believe in a publisher that has vanished.
 const zombieTime = 2 * time.Minute
 
-// Socket is the UDP side of a client on loopback whose cable can be pulled.
+// Socket is the UDP side of a client whose cable can be pulled.
 type Socket struct {
 	*net.UDPConn
 	mux ice.UDPMux
 	cut atomic.Bool
 }
 
-// NewSocket opens a socket; the test's end closes it.
+// NewSocket opens a socket on loopback; the test's end closes it.
 func NewSocket(t testing.TB) *Socket {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	return NewSocketAt(t, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+}
+
+// NewSocketAt is NewSocket at another address of this machine.
+func NewSocketAt(t testing.TB, address netip.Addr) *Socket {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +58,14 @@ func (s *Socket) WriteTo(b []byte, to net.Addr) (int, error) {
 		return len(b), nil
 	}
 	return s.UDPConn.WriteTo(b, to)
+}
+
+// socket is one at the harness' address.
+func (h Harness) socket(t testing.TB) *Socket {
+	if h.Address.IsValid() {
+		return NewSocketAt(t, h.Address)
+	}
+	return NewSocket(t)
 }
 
 // Client is a client whose connections use the socket.
@@ -78,7 +93,7 @@ func (h Harness) vanish(t *testing.T) (v vanished) {
 	t.Run("Vanish", func(sub *testing.T) { // the publisher outlives the subtest
 		v.id = h.NewStream(t)
 		v.watch = h.watch(t)
-		socket := NewSocket(t)
+		socket := h.socket(t)
 		p, err := h.publish(t, h.Adapter.Ingest(v.id), webrtc.MimeTypeH264, socket.Client(h.client()))
 		if err != nil {
 			sub.Fatal(err)
@@ -137,6 +152,9 @@ func (h Harness) testAnnounced(t *testing.T) {
 
 // stranger is the endpoint as a publisher uses it who is not a sidecar: its address, and nothing but credentials.
 func (h Harness) stranger(id adapters.StreamID) adapters.Endpoint {
+	if h.Stranger != nil {
+		return h.Stranger(id)
+	}
 	ep := h.Adapter.Ingest(id)
 	u := *ep.URL
 	u.RawQuery = ""
@@ -184,7 +202,7 @@ func (h Harness) testOwnPublications(t *testing.T) {
 func (h Harness) testOrphan(t *testing.T) {
 	id := h.NewStream(t)
 	w := h.watch(t)
-	socket := NewSocket(t)
+	socket := h.socket(t)
 	p, err := h.publish(t, h.Adapter.Ingest(id), webrtc.MimeTypeH264, socket.Client(h.client()))
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -97,6 +99,14 @@ func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client
 				return err
 			}
 			sender = transceiver.Sender()
+			if h.OneCodec && track == webrtc.TrackLocal(video) {
+				only := slices.DeleteFunc(sender.GetParameters().Codecs, func(c webrtc.RTPCodecParameters) bool {
+					return !strings.EqualFold(c.MimeType, codec.mime)
+				})
+				if err := transceiver.SetCodecPreferences(only); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})

@@ -29,6 +29,9 @@ const (
 	Generically = "generic"
 )
 
+// JanusName is the adapter that has settings of its own.
+const JanusName = "janus"
+
 // Config is all that a sidecar is told from outside.
 type Config struct {
 	// NodeID names the pod, for Kubernetes its UID. Empty: a random one, kept in the state directory.
@@ -63,7 +66,7 @@ type Adapter struct {
 	// URL is the server's base URL. Unset: the adapter's usual port at the pod's IP; with pionsfu, the built-in SFU runs
 	// in the sidecar's own process.
 	URL *url.URL `env:"URL"`
-	// Token is what the sidecar shows to the server, as a bearer token.
+	// Token is what the sidecar shows to the server, as a bearer token; to Janus, its api_secret.
 	Token Secret `env:"TOKEN"`
 	// User and Password are shown instead of a token to servers that want those (MediaMTX).
 	User     string `env:"USER"`
@@ -77,6 +80,8 @@ type Adapter struct {
 	API    Credentials `envPrefix:"API_"`
 	// Generic describes a server that has no adapter of its own.
 	Generic Generic `envPrefix:"GENERIC_"`
+	// Janus is for the adapter of that name.
+	Janus Janus `envPrefix:"JANUS_"`
 }
 
 // Credentials are a bearer token, or a user and password.
@@ -114,6 +119,24 @@ type Generic struct {
 	DropsReaders bool          `env:"DROPS_READERS"`
 	Waits        bool          `env:"WAITS"`
 	IgnoresPLI   bool          `env:"IGNORES_PLI"`
+}
+
+// Janus is what the adapter for a Janus is told besides: for that server the sidecar is the WHIP and WHEP endpoint itself.
+type Janus struct {
+	// AuthToken is one of Janus' own tokens, where it has token_auth.
+	AuthToken Secret `env:"AUTH_TOKEN"`
+	// AdminKey is the VideoRoom plugin's admin_key: rooms are made with it, and private ones seen.
+	AdminKey Secret `env:"ADMIN_KEY"`
+	// RoomSecret and RoomPIN are those of the rooms, also of those that the sidecar makes.
+	RoomSecret Secret `env:"ROOM_SECRET"`
+	RoomPIN    Secret `env:"ROOM_PIN"`
+	// AdminURL and AdminSecret are of Janus' API for administration. With it viewers are counted that did not come by WHEP.
+	AdminURL    *url.URL `env:"ADMIN_URL"`
+	AdminSecret Secret   `env:"ADMIN_SECRET"`
+	// PublishToken and PlayToken are what publishers and viewers of the gateway must show. Unset: nothing, where Janus has
+	// no secret or token either; where it has, nobody may.
+	PublishToken Secret `env:"PUBLISH_TOKEN"`
+	PlayToken    Secret `env:"PLAY_TOKEN"`
 }
 
 // Gateway is the HTTP front door of the pod.

@@ -66,6 +66,10 @@ func full(t *testing.T) Config {
 				Inventory: "/api", Query: ".[]|{name}", Codecs: []string{"video/H264", "audio/opus"},
 				InOrder: true, MaxHold: time.Second, FillAudio: true, DropsReaders: true, Waits: true, IgnoresPLI: true,
 			},
+			Janus: Janus{
+				AuthToken: "t", AdminKey: "k", RoomSecret: "s", RoomPIN: "1234", AdminURL: parse("http://10.0.0.7:7088/admin"),
+				AdminSecret: "as", PublishToken: "jp", PlayToken: "jq",
+			},
 		},
 		Gateway: Gateway{
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
@@ -94,7 +98,8 @@ func full(t *testing.T) Config {
 func TestRoundTrip(t *testing.T) {
 	c := full(t)
 	valid := c
-	valid.Peer.KeyFile = "" // of the two, one
+	valid.Peer.KeyFile = ""       // of the two, one
+	valid.Adapter.Janus = Janus{} // of the makes, one
 	valid.Adapter.User, valid.Adapter.Password = "", ""
 	valid.Adapter.Publish.Token, valid.Adapter.Play.Token, valid.Adapter.API.Token = "", "", ""
 	if err := valid.Validate(); err != nil {
@@ -210,6 +215,14 @@ func TestValidate(t *testing.T) {
 			}, []string{"SIDESTREAM_ADAPTER_URL", "holds a user", "has a query"},
 		},
 		"token": {func(c *Config) { c.Adapter.Token = "x\n" }, []string{"SIDESTREAM_ADAPTER_TOKEN"}},
+		"janus": {
+			func(c *Config) {
+				c.Adapter.Name = "janus"
+				c.Adapter.Janus = Janus{PublishToken: "a b", AdminURL: &url.URL{Scheme: "ftp", Host: "a"}}
+			},
+			[]string{"JANUS_ADMIN_URL is", "JANUS_ADMIN_SECRET go together", "JANUS_PUBLISH_TOKEN"},
+		},
+		"janus unused": {func(c *Config) { c.Adapter.Janus.AdminKey = "k" }, []string{"settings for a Janus"}},
 		"user and token": {
 			func(c *Config) { c.Adapter.Token, c.Adapter.User = "t", "u" }, []string{"SIDESTREAM_ADAPTER_TOKEN and"},
 		},

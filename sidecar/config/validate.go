@@ -62,6 +62,7 @@ func (c Config) Validate() error {
 	f.credentials("SIDESTREAM_ADAPTER_API", a.API)
 	f.url("SIDESTREAM_ADAPTER_API_URL", a.APIURL, "the URL of the server's API, such as http://10.0.0.7:9997")
 	f.generic(a)
+	f.janus(a)
 
 	f.listen("SIDESTREAM_GATEWAY_LISTEN", c.Gateway.Listen)
 	f.url("SIDESTREAM_GATEWAY_PUBLIC_URL", c.Gateway.PublicURL, "the URL by which viewers reach the gateway")
@@ -182,6 +183,22 @@ func (f *faults) sfu(s SFU) {
 	}
 	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
+}
+
+func (f *faults) janus(a Adapter) {
+	j := a.Janus
+	if a.Name != JanusName {
+		if j != (Janus{}) {
+			f.add("settings for a Janus are given and not used: set SIDESTREAM_ADAPTER_NAME to %s, or leave them away", JanusName)
+		}
+		return
+	}
+	f.url("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL", j.AdminURL, "the URL of Janus' administration API, such as http://10.0.0.7:7088/admin")
+	if (j.AdminURL == nil) != (j.AdminSecret == "") {
+		f.add("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL and SIDESTREAM_ADAPTER_JANUS_ADMIN_SECRET go together: set both or neither")
+	}
+	f.token("SIDESTREAM_ADAPTER_JANUS_PUBLISH_TOKEN", j.PublishToken)
+	f.token("SIDESTREAM_ADAPTER_JANUS_PLAY_TOKEN", j.PlayToken)
 }
 
 // credentials refuses what a server would misunderstand: both kinds at once, and a user that a colon would end.
