@@ -39,6 +39,8 @@ generate: ## protobuf code from sidecar/proto, and the image of the wire format 
 	$(TOOL) buf build --exclude-source-info -o $(WIRE)
 bench: ## the relay's hot path beside a bare pion loop, in one run
 	@$(GO) run ./sidecar/relay/bench $(ARGS)
+sim: ## whole meshes in virtual time: how soon the nodes know, and what that costs: three minutes
+	@$(GO) run ./sidecar/relay/sim $(ARGS)
 bench-mesh: ## what meshes of 50, 100 and 300 nodes cost a sidecar, and how fast news travels: three minutes
 	@$(GO) run ./sidecar/mesh/bench $(ARGS)
 bench-failover: build ## how long a viewer's picture stands still when a node is killed; as root
