@@ -87,15 +87,17 @@ func freePorts(t *testing.T, n int) []int {
 
 // siteStatus is what the tests read of /api/status.
 type siteStatus struct {
-	Peers   []struct{ Connected bool }
-	Streams []struct {
-		Stream  string
-		Origin  string
-		Holders []struct{ Cluster string }
-		Readers int
-	}
+	Peers     []struct{ Connected bool }
+	Streams   []streamStatus
 	Relays    []relayStatus
 	Discovery []discoveryStatus
+}
+
+type streamStatus struct {
+	Stream  string
+	Origin  string
+	Holders []struct{ Cluster string }
+	Readers int
 }
 
 type relayStatus struct{ Stream, State, Parent string }
