@@ -182,11 +182,8 @@ var (
 	codecs = []string{
 		"video/H264", "video/VP8", "video/VP9", "video/AV1", "video/H265", "audio/opus", "audio/G722", "audio/PCMU", "audio/PCMA",
 	}
-	extensions = []string{
-		"urn:ietf:params:rtp-hdrext:ssrc-audio-level",
-		"urn:3gpp:video-orientation",
-		"http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
-	}
+	// Playout delay is negotiated too, and arrives as zero.
+	extensions = []string{"urn:ietf:params:rtp-hdrext:ssrc-audio-level", "urn:3gpp:video-orientation"}
 )
 
 // Ingest implements adapters.Adapter.

@@ -347,6 +347,34 @@ func TestNativeClients(t *testing.T) {
 	}
 }
 
+// Who subscribes by Janus' own API to what came by WHIP is counted by the administration's.
+func TestNativeSubscribers(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{AdminSecret: "admin"})
+	a, _ := run(t, Config{BaseURL: server.URL, AdminURL: server.AdminURL, AdminSecret: "admin"})
+	h := harness(t, a)
+	id := h.NewStream(t)
+	h.Publish(t, id).WaitConnected()
+	s := a.stream(t, id, "published", isLive)
+	h.Play(t, id).WaitFrames(1)
+	a.stream(t, id, "one reader", func(s adapters.Stream) bool { return s.Readers == 1 })
+	subscriber, err := newNative(t, server).attach(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = subscriber.request(t.Context(), "subscribe", params{
+		"request": "join", "ptype": "subscriber", "room": ident{text: string(id)}, "streams": []params{{"feed": ident{text: s.Session}}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.stream(t, id, "two readers", func(s adapters.Stream) bool { return s.Readers == 2 })
+	if err := subscriber.detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.stream(t, id, "one reader again", func(s adapters.Stream) bool { return s.Readers == 1 })
+}
+
 func TestRoomsAreEnded(t *testing.T) {
 	t.Parallel()
 	server := janustest.Start(t, janustest.Options{Numbers: true})
@@ -613,6 +641,90 @@ func TestCodecs(t *testing.T) {
 			case packet := <-got:
 				if !strings.EqualFold(packet, mime+" payload") {
 					t.Errorf("got %q", packet)
+				}
+			case <-timeout.C:
+				t.Error("nothing arrives")
+			}
+		})
+	}
+}
+
+// The header extensions that the traits name go through.
+func TestExtensions(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{})
+	a, _ := run(t, Config{BaseURL: server.URL})
+	values := map[string][]byte{
+		"urn:ietf:params:rtp-hdrext:ssrc-audio-level": {0x85},
+		"urn:3gpp:video-orientation":                  {0x01},
+	}
+	for _, uri := range a.Traits().Extensions {
+		t.Run(uri[strings.LastIndexAny(uri, ":/")+1:], func(t *testing.T) {
+			mime := webrtc.MimeTypeVP8
+			if strings.Contains(uri, "audio") {
+				mime = webrtc.MimeTypeOpus
+			}
+			h := harness(t, a)
+			id := h.NewStream(t)
+			publisher, track, err := publishOnly(t, h, id, mime)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = publisher.Close(context.Background()) })
+			if err := publisher.Connected(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			number := func(all []webrtc.RTPHeaderExtensionParameter) uint8 {
+				for _, e := range all {
+					if e.URI == uri {
+						return uint8(e.ID)
+					}
+				}
+				t.Errorf("not negotiated: %+v", all)
+				return 14
+			}
+			sent := number(publisher.PeerConnection().GetSenders()[0].GetParameters().HeaderExtensions)
+			sending, stop := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for sequence := uint16(1); pause(sending, 10*time.Millisecond) == nil; sequence++ {
+					p := &rtp.Packet{
+						Header: rtp.Header{Version: 2, SequenceNumber: sequence, Timestamp: uint32(sequence) * 960, Marker: true}, Payload: []byte("payload"),
+					}
+					_ = p.SetExtension(sent, values[uri])
+					_ = track.WriteRTP(p)
+				}
+			}()
+			defer func() {
+				stop()
+				<-done
+			}()
+			a.stream(t, id, "published", isLive)
+			got := make(chan []byte, 1)
+			viewer, err := h.Client.Play(t.Context(), a.Egress(id), func(pc *webrtc.PeerConnection) error {
+				pc.OnTrack(func(remote *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
+					if p, _, err := remote.ReadRTP(); err == nil {
+						got <- p.GetExtension(number(receiver.GetParameters().HeaderExtensions))
+					}
+				})
+				for _, kind := range []webrtc.RTPCodecType{webrtc.RTPCodecTypeAudio, webrtc.RTPCodecTypeVideo} {
+					if _, err := pc.AddTransceiverFromKind(kind, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionRecvonly}); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = viewer.Close(context.Background()) })
+			timeout := time.NewTimer(patience)
+			defer timeout.Stop()
+			select {
+			case value := <-got:
+				if !bytes.Equal(value, values[uri]) {
+					t.Errorf("got %x", value)
 				}
 			case <-timeout.C:
 				t.Error("nothing arrives")
