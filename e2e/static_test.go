@@ -90,6 +90,7 @@ type siteStatus struct {
 	Peers   []struct{ Connected bool }
 	Streams []struct {
 		Stream  string
+		Origin  string
 		Holders []struct{ Cluster string }
 		Readers int
 	}

@@ -44,6 +44,9 @@ type Harness struct {
 	Denied adapters.Adapter
 	// Restart ends the server as a crash would, and starts it again at the same address; nil leaves that out.
 	Restart func(t testing.TB)
+	// Server is the server's make and version. Where it is set, and ADAPTERTEST_RESULTS names a directory, a run without failure
+	// leaves its Results there.
+	Server string
 	// OneCodec is set for servers that take one codec of those that are offered: publishers offer only what they send.
 	OneCodec bool
 	// Address is where clients whose cable is pulled have their socket; the zero value is loopback.
@@ -53,6 +56,8 @@ type Harness struct {
 	Stranger func(id adapters.StreamID) adapters.Endpoint
 	// Patience is how long a change at the server may take to be reported, and media to arrive. Zero means 15 s.
 	Patience time.Duration
+
+	results *results
 }
 
 var streams atomic.Uint64
@@ -80,8 +85,10 @@ func (h Harness) client() *whip.Client {
 }
 
 // Run checks everything that the contract of adapters.Adapter says, each point as a subtest. What differs from make to make
-// without being wrong, it logs in lines that begin with "result:".
+// without being wrong are its Results; it logs them in lines that begin with "result:".
 func Run(t *testing.T, h Harness) {
+	h.results = &results{}
+	defer h.writeResults(t)
 	vanished := h.vanish(t)
 	t.Run("Name", h.testName)
 	t.Run("EndpointsMatch", h.testEndpointsMatch)
@@ -187,8 +194,10 @@ func (h Harness) testMissing(t *testing.T) {
 		if missing || status != http.StatusCreated {
 			t.Errorf("play of %s: %d, missing %t; the server is said to accept and wait", id, status, missing)
 		}
+		h.result(t, "play of what nobody publishes", "%d, and waits", status)
 		return
 	}
+	h.result(t, "play of what nobody publishes", "%d", status)
 	if !missing {
 		t.Errorf("play of %s, which nobody publishes: %d %q is not taken for missing", id, status, body)
 	}
@@ -529,6 +538,7 @@ func (h Harness) testWatchUnreachable(t *testing.T) {
 func (h Harness) testEnd(t *testing.T) {
 	ender, ok := h.Adapter.(adapters.Ender)
 	if !ok {
+		h.result(t, "ending a publication", "no")
 		t.Skip("the adapter cannot end publications")
 	}
 	id := h.NewStream(t)
@@ -544,4 +554,5 @@ func (h Harness) testEnd(t *testing.T) {
 	if err := ender.End(ctx, stream); err != nil {
 		t.Errorf("ending it again: %v; want no error", err)
 	}
+	h.result(t, "ending a publication", "yes")
 }

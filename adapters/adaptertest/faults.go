@@ -114,7 +114,7 @@ func (h Harness) testVanished(t *testing.T, v vanished) {
 	patient := h
 	patient.Patience = zombieTime
 	ended := patient.untilTime(t, v.watch, v.id, "a publisher that has vanished is gone", func(s adapters.Stream) bool { return !published(s) })
-	t.Logf("result: a publisher that vanishes is gone after %.1f s", ended.Sub(v.since).Seconds())
+	h.result(t, "publisher that vanishes", "gone after %.0f s", ended.Sub(v.since).Seconds())
 	h.Publish(t, v.id).WaitConnected()
 	h.until(v.watch, v.id, "published again", published)
 	v.watch.stop()
@@ -123,6 +123,7 @@ func (h Harness) testVanished(t *testing.T, v vanished) {
 // testAnnounced reports how long after its connection a stream is reported: by itself, and where the adapter was told to look.
 func (h Harness) testAnnounced(t *testing.T) {
 	looker, looks := h.Adapter.(adapters.Looker)
+	var medians []string
 	for _, look := range []bool{false, true} {
 		if look && !looks {
 			continue
@@ -143,9 +144,10 @@ func (h Harness) testAnnounced(t *testing.T) {
 			p.Close()
 		}
 		slices.Sort(took)
-		t.Logf("result: announced %s after the connection (median; at most %s), told to look: %t",
-			took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond), look)
+		t.Logf("reported after %s, at most, told to look: %t", took[len(took)-1].Round(time.Millisecond), look)
+		medians = append(medians, seconds(took[len(took)/2]))
 	}
+	h.result(t, "stream is reported after its connection", "%s", strings.Join(medians, ", told to look "))
 }
 
 // stranger is the endpoint as a publisher uses it who is not a sidecar: its address, and nothing but credentials.
@@ -180,10 +182,10 @@ func (h Harness) testOwnPublications(t *testing.T) {
 	own.Close()
 	h.until(w, id, "ended", func(s adapters.Stream) bool { return !published(s) })
 	if how == "" {
-		t.Log("result: own publications are not told from others")
+		h.result(t, "own publications", "not told from others")
 		return
 	}
-	t.Logf("result: own publications are known %s", how)
+	h.result(t, "own publications", "known %s", how)
 
 	p, err := h.publish(t, h.stranger(id), webrtc.MimeTypeH264, h.client())
 	if err != nil {
@@ -228,6 +230,7 @@ func (h Harness) testOrphan(t *testing.T) {
 		t.Fatalf("DELETE of a session left behind: %d", status)
 	}
 	h.until(w, id, "ended", func(s adapters.Stream) bool { return !published(s) })
+	h.result(t, "publication left behind by a crash", "ends by its URL")
 	if status := remove(); status/100 != 4 {
 		t.Errorf("DELETE of a session that is gone: %d; want a refusal", status)
 	}
@@ -246,7 +249,7 @@ func (h Harness) testDuplicate(t *testing.T) {
 
 	second, err := h.TryPublish(t, id)
 	if refused, ok := errors.AsType[*whip.StatusError](err); ok {
-		t.Logf("result: a second publisher of a name is refused with %d", refused.Code)
+		h.result(t, "second publisher of a name", "refused, %d", refused.Code)
 		player.WaitFrames(player.Stats().Frames + 25)
 		return
 	}
@@ -256,13 +259,13 @@ func (h Harness) testDuplicate(t *testing.T) {
 	second.WaitConnected()
 	h.until(w, id, "published by the second", func(s adapters.Stream) bool { return published(s) && s.Session != before.Session })
 	if h.Adapter.Traits().DropsReadersOnReplace {
-		t.Logf("result: a second publisher of a name ends the first, and the readers after %s",
-			player.WaitEnded().Round(time.Millisecond))
+		t.Logf("the first one's reader ended after %s", player.WaitEnded().Round(time.Millisecond))
+		h.result(t, "second publisher of a name", "ends the first and its readers")
 		player = h.Play(t, id)
 		player.WaitFrames(1)
 		return
 	}
-	t.Log("result: a second publisher of a name ends the first, and the readers stay")
+	h.result(t, "second publisher of a name", "ends the first, whose readers stay")
 	player.WaitFrames(player.Stats().Frames + 25)
 }
 
@@ -280,7 +283,7 @@ func (h Harness) testDenied(t *testing.T) {
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("Watch with wrong credentials: %v; want an error, at once", err)
 	}
-	t.Logf("result: wrong credentials: %v", err)
+	t.Logf("wrong credentials: %v", err)
 	if _, err := denied.TryPublish(t, id); err == nil {
 		t.Error("the server takes a publication with wrong credentials")
 	}
@@ -288,13 +291,15 @@ func (h Harness) testDenied(t *testing.T) {
 	if status/100 != 4 || h.Denied.Missing(status, header, body) {
 		t.Errorf("play with wrong credentials: %d %q; want a refusal that does not mean missing", status, body)
 	}
+	h.result(t, "wrong credentials", "one error, at once")
 }
 
 // testCodec sees that video of a codec passes, where the traits do not say that it does not.
 func (h Harness) testCodec(t *testing.T, c codec) {
 	accepted := h.Adapter.Traits().Codecs
 	if len(accepted) > 0 && !slices.ContainsFunc(accepted, func(a string) bool { return strings.EqualFold(a, c.mime) }) {
-		t.Skip("result: not accepted, as the traits say")
+		h.result(t, c.mime, "not accepted")
+		t.Skip("not accepted, as the traits say")
 	}
 	id := h.NewStream(t)
 	w := h.watch(t)
@@ -306,8 +311,8 @@ func (h Harness) testCodec(t *testing.T, c codec) {
 	if !strings.EqualFold(stats.Video, c.mime) || stats.Damaged > stats.Frames/10 {
 		t.Errorf("player got %+v", stats)
 	}
-	t.Logf("result: %s: %d frames whole, %d damaged, first after %s, first key frame after %s", c.mime, stats.Frames,
-		stats.Damaged, stats.First.Round(time.Millisecond), stats.FirstKey.Round(time.Millisecond))
+	h.result(t, c.mime, "%d of %d frames whole, the first key frame after %s", stats.Frames, stats.Frames+stats.Damaged,
+		seconds(stats.FirstKey))
 	h.until(w, id, "its video track", func(s adapters.Stream) bool {
 		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return strings.EqualFold(t.MIME, c.mime) })
 	})
@@ -349,13 +354,14 @@ func (h Harness) testRestart(t *testing.T) {
 	h.until(again, id, "the new server has no streams", func(s adapters.Stream) bool { return !published(s) })
 	select {
 	case err := <-ended:
-		t.Logf("result: a restart ends Watch: %v", err)
+		t.Logf("the restart ended Watch: %v", err)
 	default:
-		t.Log("result: a restart goes by between two questions of Watch")
+		t.Log("the restart went by between two questions of Watch")
 		cancel()
 		<-ended
 	}
 	h.Publish(t, id).WaitConnected()
 	h.until(again, id, "published at the new server", published)
 	h.Play(t, id).WaitFrames(1)
+	h.result(t, "restart of the server", "its streams are gone, new ones are reported")
 }

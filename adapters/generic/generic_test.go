@@ -62,6 +62,7 @@ func TestAdapter(t *testing.T) {
 		return a
 	}
 	adaptertest.Run(t, adaptertest.Harness{
+		Server:      "the built-in SFU, described by settings",
 		Adapter:     adapter(builtIn(web.URL), "publish", "play"),
 		Denied:      adapter(builtIn(web.URL), "wrong", "wrong"),
 		Unreachable: adapter(builtIn("http://127.0.0.1:1"), "", ""),

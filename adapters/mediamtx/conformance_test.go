@@ -54,6 +54,7 @@ func TestAdapter(t *testing.T) {
 			}
 			h.Restart = func(testing.TB) { server.Down(); server.Up() }
 			if users {
+				h.Server = "MediaMTX " + server.Version
 				denied := server.Config()
 				denied.Publish.Password, denied.Play.Password, denied.API.Password = "wrong", "wrong", "wrong"
 				h.Denied = adapter(t, denied)

@@ -63,7 +63,9 @@ type Catalogue struct {
 	peers      map[NodeID]*holder
 	known      map[NodeID]Node // peers that were forgotten: incarnation and cluster
 	conditions map[NodeID]Condition
-	told       map[bool][]Hold // announcements, within the own cluster and outside; nil when out of date
+	// What each other cluster is told, and what all of them are; nil when out of date.
+	told    map[string][]Hold
+	outside []Hold
 
 	index   index  // of all holds
 	dirty   bool   // the index has changed since the last touch
@@ -626,15 +628,21 @@ func (c *Catalogue) put(p *holder, h Hold) {
 		return
 	}
 	p.holds[h.Stream] = h
-	c.index.change(p.ID, before, h)
-	c.dirty = true
+	c.change(p, before, h)
 }
 
 func (c *Catalogue) drop(p *holder, id adapters.StreamID) {
 	before := p.holds[id]
 	delete(p.holds, id)
-	c.index.change(p.ID, before, Hold{Stream: id})
+	c.change(p, before, Hold{Stream: id})
+}
+
+func (c *Catalogue) change(p *holder, before, after Hold) {
+	c.index.change(p.ID, before, after)
 	c.dirty = true
+	if before.Parent() == c.self.ID || after.Parent() == c.self.ID {
+		delete(c.told, p.Cluster)
+	}
 }
 
 // intern lets a hold share the names that are known already: every peer brings its own copies of the same ones.
@@ -679,29 +687,50 @@ func (c *Catalogue) touch() {
 	c.changed = make(chan struct{})
 }
 
-// Announcement is what a peer of a cluster is told, in the order of names: all holds within the own cluster; outside
-// only the origins here and what this node pulls for its cluster, as far as the policy lets them leave. While that does not
-// change it is the same slice.
+// Announcement is what a peer of a cluster is told, in the order of names: all holds within the own cluster; outside only
+// the origins here, what this node pulls for its cluster, and what somebody there pulls from it all the same, as far as the
+// policy lets them leave. While that does not change it is the same slice.
 func (c *Catalogue) Announcement(cluster string) []Hold {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	near := cluster == c.self.Cluster
-	if told, ok := c.told[near]; ok {
-		return told
+	if cluster == c.self.Cluster {
+		return slices.Clip(c.index.own[:min(len(c.index.own), MaxHolds)])
 	}
-	told := c.index.own
-	if !near {
-		told = slices.DeleteFunc(slices.Clone(told), func(h Hold) bool {
-			parent, ok := c.node(h.Parent())
-			return ok && parent.Cluster == c.self.Cluster || !c.policy.Export.Allows(h.Stream)
+	if c.told == nil {
+		c.told = map[string][]Hold{}
+		c.outside = slices.DeleteFunc(slices.Clone(c.index.own), func(h Hold) bool {
+			return c.inside(h) || !c.policy.Export.Allows(h.Stream)
 		})
 	}
-	told = slices.Clip(told[:min(len(told), MaxHolds)])
-	if c.told == nil {
-		c.told = map[bool][]Hold{}
+	told, ok := c.told[cluster]
+	if !ok {
+		told = c.outside
+		more := slices.DeleteFunc(slices.Clone(c.index.own), func(h Hold) bool {
+			return !c.inside(h) || !c.pulled(h.Stream, cluster) || !c.policy.Export.Allows(h.Stream)
+		})
+		if len(more) > 0 {
+			told = slices.SortedFunc(slices.Values(append(more, told...)), func(a, b Hold) int { return cmp.Compare(a.Stream, b.Stream) })
+		}
+		told = slices.Clip(told[:min(len(told), MaxHolds)])
+		c.told[cluster] = told
 	}
-	c.told[near] = told
 	return told
+}
+
+// inside says whether an own hold is of what another node of the cluster pulls, or is the origin of.
+func (c *Catalogue) inside(h Hold) bool {
+	parent, ok := c.node(h.Parent())
+	return ok && parent.Cluster == c.self.Cluster
+}
+
+// pulled says whether a node of a cluster announces to pull a stream from here. It may have begun when this node pulled the
+// stream for its own cluster, and must go on to learn by which path it comes.
+func (c *Catalogue) pulled(id adapters.StreamID, cluster string) bool {
+	row, _ := c.index.rows.Get(id)
+	return slices.ContainsFunc(row.Holds(), func(h Hold) bool {
+		child := c.peers[h.Holder()]
+		return h.Parent() == c.self.ID && child != nil && child.Cluster == cluster
+	})
 }
 
 // Snapshot is the state as it stands, which never changes, and a channel that is closed at the next change.

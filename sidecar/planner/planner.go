@@ -123,6 +123,7 @@ const (
 	WhyAhead      Reason = "the relay is ahead of what was announced"
 	WhyLoop       Reason = "the parent has it from this node"
 	WhyLost       Reason = "the parent was lost, or holds nothing any more, before media flowed"
+	WhyTurned     Reason = "the parent has turned to another publication"
 	WhyQuiet      Reason = "nothing comes any more, and the parent holds nothing"
 	WhyAvoid      Reason = "every parent failed lately"
 )
@@ -174,10 +175,12 @@ type Decision struct {
 //	no         near or far          live, parent paused        goes on: the parent looks for another parent itself
 //	no         near or far          live, parent drains        as if the parent were lost, where another is not
 //	any        any                  quiet, parent holds none   ends; then as nothing
+//	any        any                  live, parent turned back   ends; then as nothing
 //	any        any                  connects to a lost parent  ends; then as nothing
 //	elsewhere  near or far          of a beaten publication    as nothing; what flows goes on meanwhile
 //
-// A parent is lost when its heartbeat is; it is paused when it lives and announces no hold. While a relay runs whose
+// A parent is lost when its heartbeat is; it is paused when it lives and announces no hold; it has turned back when it holds a
+// publication that the relay's beats: what it sends is of that now, because the relay's is gone. While a relay runs whose
 // parent is lost, other holders that have the stream by way of that parent are no better and do not count.
 func Plan(in Input) []Decision {
 	if in.FanOut <= 0 {
@@ -221,8 +224,12 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 		return d
 	}
 	if runs {
-		_, holds := row.Hold(relay.Parent)
+		h, holds := row.Hold(relay.Parent)
 		switch {
+		case holds && h.Through(self):
+			d.end(WhyLoop)
+		case holds && relay.Live && relay.Publication == best && h.Publication() != best:
+			d.end(WhyTurned)
 		case !holds && !relay.Live:
 			d.end(WhyLost)
 		case !holds && relay.Quiet:

@@ -31,7 +31,7 @@ const (
 	rememberTime = time.Second            // for which a relay waits at most until it is remembered
 	steadyTime   = 10 * time.Second       // a relay that lived this long starts its backoff afresh
 	doubtTime    = time.Minute            // in which a server notices that a publisher, or a relay, is gone
-	soonTime     = 500 * time.Millisecond // after which a parent has heard the origin again
+	soonTime     = 700 * time.Millisecond // after which a parent has heard the origin again
 	quietTime    = 2 * time.Second        // without a packet, after which a relay is quiet
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 	moveTimeout  = 20 * time.Second       // for a change of parent
@@ -193,6 +193,7 @@ type entry struct {
 	failed     int
 	retryAt    time.Time
 	lastErr    error
+	backward   time.Time // until when the sequence that is handed on stays as it is
 
 	waiting int           // of those held, who wait for the outcome
 	outcome error         // nil, errPending, or why there is no stream
@@ -226,8 +227,14 @@ type run struct {
 	withdrawn   bool // it was live, and its hold counts no more
 	dark        bool // it was live, and has no source for the moment: its hold counts no more until it has
 	darkAt      time.Time
-	moving      bool // another source is about to take over
-	reported    bool // the local server has reported the stream since it is live
+	moving      bool             // another source is about to take over
+	next        catalogue.NodeID // whose it is
+	abort       context.CancelFunc
+	// below is the sequence by which that one was accepted, 0 where there is none: until it has taken over only older ones are
+	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
+	below    uint64
+	reported bool      // the local server has reported the stream since it is live
+	untold   time.Time // since when the parent neither holds the stream nor says anything of it
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -505,13 +512,18 @@ func (m *Manager) handOn(state *catalogue.State, own catalogue.Hold) (uint64, bo
 	}
 	r := e.run
 	// What the parent says belongs to the path that it announces.
-	if h, ok := state.Hold(r.parent, e.id); ok && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
+	h, ok := state.Hold(r.parent, e.id)
+	if ok && !time.Now().Before(e.backward) && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
 		if sequence, ok := m.o.Peers.Sequence(r.parent, e.id); ok {
 			r.sequence = sequence
 		}
 	}
-	m.feasible.Told(e.id, r.publication, r.sequence, len(r.path)-1)
-	return r.sequence, true
+	sequence := r.sequence
+	if r.below > 0 && sequence >= r.below {
+		sequence = r.below - 1
+	}
+	m.feasible.Told(e.id, r.publication, sequence, len(r.path)-1)
+	return sequence, true
 }
 
 func (m *Manager) entry(id adapters.StreamID) *entry {
@@ -580,6 +592,11 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			in.Claims[id] = e.claim
 			// What has no source is planned for as if nothing ran. The session ends by itself when it finds none; that it has
 			// one, which may not be used, it does not know.
+			if r := e.run; r != nil && r.moving {
+				if h, ok := state.Hold(r.next, id); ok && h.Through(state.Self().ID) {
+					r.abort() // it has turned to this node meanwhile
+				}
+			}
 			if r := e.run; r != nil && r.dark && !r.moving {
 				if over := r.darkAt.Add(graceTime); !now.Before(over) {
 					m.stop(e, endLost)
@@ -593,6 +610,11 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		}
 		if e.demand.Lingering {
 			m.wait(e, now, e.lastDemand.Add(m.o.Linger))
+		}
+		for _, f := range e.failures {
+			if f.gone {
+				m.wait(e, now, f.until) // who was thought to be gone may count again
+			}
 		}
 	}
 	clear(m.touched)
@@ -700,8 +722,21 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
 	}
 	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
+		r.untold = time.Time{}
 		return relay
 	}
+	if _, told := m.o.Peers.Sequence(r.parent, e.id); told {
+		r.untold = time.Time{}
+	} else if r.untold.IsZero() {
+		r.untold = now
+	}
+	// What comes from a parent that neither holds the stream nor says anything of it, while its heartbeats come, is another
+	// publication: it has changed its own parent.
+	if heard, connected := m.o.Peers.Heard(r.parent); !r.untold.IsZero() && connected && heard.Sub(r.untold) >= quietTime {
+		relay.Quiet = true
+		return relay
+	}
+	m.wait(e, now, now.Add(quietAgain))
 	last := r.session.LastPacket()
 	if last.Before(r.liveAt) {
 		last = r.liveAt
@@ -872,7 +907,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && m.o.NewSource != nil && e.run.live():
+	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
@@ -897,7 +932,10 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		r := e.run
 		switch {
 		case r != nil && !r.ending() && r.moving:
-			// It goes on when that has ended.
+			// It goes on when that has ended; but what is in the cluster meanwhile is not fetched from outside.
+			if !d.Outside && !state.Near(r.next) {
+				r.abort()
+			}
 		case r != nil && !r.ending() && !r.dark && r.parent == d.Parent && r.publication == d.Hold.Publication():
 			r.why = d.Why
 		case r != nil && !r.ending() && m.o.NewSource != nil && (r.live() || r.dark):
@@ -972,10 +1010,12 @@ func (m *Manager) move(ctx context.Context, e *entry, now time.Time) func() {
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
 		tracks: d.Hold.Tracks, why: d.Why, since: now,
 	}
-	r.moving = true
+	ctx, cancel := context.WithCancel(ctx)
+	r.moving, r.next, r.abort = true, d.Parent, cancel
 	before, session := r.publication, r.session
 	m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 	return func() {
+		defer cancel()
 		how, err := m.transfer(ctx, e.id, session, before, next)
 		m.moved(e, r, next, how, err)
 	}
@@ -1003,7 +1043,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
-	r.moving = false
+	r.moving, r.below = false, 0
 	m.touch(e.id)
 	if e.run != r || r.ending() || m.ended {
 		return
@@ -1011,13 +1051,15 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	switch {
 	case errors.Is(err, ErrCodecDiffers):
 		m.stop(e, endMoved)
+	case errors.Is(err, context.Canceled):
+		m.o.Logger.Info("relay does not change its parent after all", "stream", e.id, "parent", r.parent, "next", next.parent)
 	case err != nil:
 		m.blame(e, next, err)
 		m.o.Logger.Warn("relay could not change its parent", "stream", e.id, "parent", r.parent, "next", next.parent, "error", err)
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported = false
+		r.reported, r.untold = false, time.Time{}
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1292,6 +1334,9 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	if g.Sequence != 0 && !m.feasible.Accepts(stream, g.Publication(), g.Sequence, len(g.Path)-1) {
 		return errInfeasible
 	}
+	if e := m.entries[stream]; e != nil && e.run != r && e.run.live() {
+		e.run.below = g.Sequence
+	}
 	return nil
 }
 
@@ -1391,7 +1436,10 @@ func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 	f.gone = false
 	end = endFailed
 	if errors.Is(err, errInfeasible) {
+		// Where both hear the origin in the same rhythm, the parent would never have a newer sequence than this node has handed
+		// on: so it hands on no newer one until it has asked again.
 		f.missing, f.until, end = false, now.Add(soonTime), endInfeasible
+		e.backward = now.Add(2 * soonTime)
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
 		e.failed++
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))

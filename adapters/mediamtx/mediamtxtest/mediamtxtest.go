@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,24 +30,22 @@ type Options struct {
 	Users bool
 	// YAML is added to the settings.
 	YAML string
-	// RTSP and RTMP open those ports too.
-	RTSP, RTMP bool
 }
 
 // Server is a running MediaMTX.
 type Server struct {
-	Version            string
-	URL, API           string
-	RTSP, RTMP         string // base URLs, empty unless asked for
-	Users              bool
+	Version  string
+	URL, API string
+
+	t                  testing.TB
 	binary, settings   string
 	environ            []string
-	t                  testing.TB
-	mu                 sync.Mutex
-	cmd                *exec.Cmd
-	ended              chan struct{}
-	output             bytes.Buffer
 	publish, play, api adapters.Credentials
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	output bytes.Buffer
 }
 
 // Binary is the path of MediaMTX; without it the test is skipped.
@@ -70,13 +67,13 @@ func Binary(t testing.TB) string {
 // Start runs a server until the test ends.
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
-	s := &Server{binary: Binary(t), t: t, Users: o.Users}
+	s := &Server{binary: Binary(t), t: t}
 	version, err := exec.CommandContext(t.Context(), s.binary, "--version").Output()
 	if err != nil {
 		t.Fatalf("%s --version: %v", s.binary, err)
 	}
 	s.Version = regexp.MustCompile(`v[0-9][0-9.]*`).FindString(string(version))
-	ports := freePorts(t, 4)
+	ports := freePorts(t, 2)
 	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	s.URL, s.API = "http://"+at(0), "http://"+at(1)
 	yaml := "paths:\n  all_others:\n"
@@ -106,14 +103,6 @@ authInternalUsers:
 		"MTX_API=yes", "MTX_APIADDRESS=" + at(1), "MTX_WEBRTCADDRESS=" + at(0),
 		fmt.Sprintf("MTX_WEBRTCLOCALUDPADDRESS=127.0.0.1:%d", ports[0]), "MTX_WEBRTCIPSFROMINTERFACES=no",
 		"MTX_WEBRTCADDITIONALHOSTS=127.0.0.1", "MTX_RTSP=no", "MTX_RTMP=no", "MTX_HLS=no", "MTX_SRT=no", "MTX_MOQ=no",
-	}
-	if o.RTSP {
-		s.RTSP = "rtsp://" + at(2)
-		s.environ = append(s.environ, "MTX_RTSP=yes", "MTX_RTSPADDRESS="+at(2), "MTX_RTSPTRANSPORTS=tcp")
-	}
-	if o.RTMP {
-		s.RTMP = "rtmp://" + at(3)
-		s.environ = append(s.environ, "MTX_RTMP=yes", "MTX_RTMPADDRESS="+at(3))
 	}
 	s.Up()
 	t.Cleanup(func() {
@@ -192,9 +181,6 @@ func (s *Server) Output() string {
 	return s.output.String()
 }
 
-// Says is whether the server has written this.
-func (s *Server) Says(what string) bool { return strings.Contains(s.Output(), what) }
-
 // Config is how an adapter speaks to the server.
 func (s *Server) Config() mediamtx.Config {
 	return mediamtx.Config{BaseURL: s.URL, APIURL: s.API, Publish: s.publish, Play: s.play, API: s.api}
@@ -204,7 +190,7 @@ type writer func([]byte)
 
 func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 
-// freePorts finds ports that nobody uses now, neither by TCP nor by UDP.
+// freePorts finds TCP ports that nobody uses now.
 func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for range n {

@@ -33,7 +33,18 @@ func newHistoryWorld(seed uint64) *world {
 	for o.clusters*o.perCluster < 3 {
 		o.perCluster++
 	}
-	return newWorld(seed, o)
+	w := newWorld(seed, o)
+	if w.chance(0.3) {
+		for _, n := range w.nodes {
+			n.policy.Priority = w.rand.Int32N(3) - 1
+		}
+	}
+	if w.chance(0.3) {
+		for _, n := range w.nodes {
+			n.policy.Oldest = w.chance(0.5)
+		}
+	}
+	return w
 }
 
 // play lets a history happen, and says which property it broke.
@@ -177,11 +188,13 @@ func (w *world) chaos() {
 			slow := w.draw(span{0, 900 * time.Millisecond})
 			w.mark("from %s to %s it takes %s longer", n.id, o.id, slow)
 			w.wires[n.i][o.i].slow = slow
+			w.rewired(n.i, o.i)
 		}
 	case 22: // and all is fast again
 		for i := range w.wires {
 			for j := range w.wires[i] {
 				w.wires[i][j].slow = 0
+				w.rewired(i, j)
 			}
 		}
 	case 23:

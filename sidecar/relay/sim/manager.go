@@ -24,12 +24,22 @@ const (
 	doubtTime    = time.Minute
 	stepTimeout  = 10 * time.Second
 	holdTime     = 10 * time.Second
-	soonTime     = 500 * time.Millisecond
+	soonTime     = 700 * time.Millisecond
 	quietTime    = 2 * time.Second
 	quietAgain   = 500 * time.Millisecond
+	moveTimeout  = 20 * time.Second
+	graceTime    = 15 * time.Second
+	goneTime     = 2 * time.Second
+	overdueTime  = 650 * time.Millisecond
+	doubtAgain   = 50 * time.Millisecond
+	pauseAgain   = 250 * time.Millisecond
+	silenceTime  = 300 * time.Millisecond // as a session has it
+	lostTime     = 10 * time.Second       // likewise: without a source
 )
 
 var (
+	errSilent     = errors.New("it has fallen silent")
+	errCodec      = errors.New("codec differs")
 	errParent     = errors.New("the parent's server closed the session")
 	errTransport  = errors.New("the connection to the parent's server is lost")
 	errServer     = errors.New("the own server refused")
@@ -55,6 +65,7 @@ type entry struct {
 	failed     int
 	refused    bool // by the own server, since a relay was live
 	retryAt    time.Duration
+	backward   time.Duration
 	due        alarm
 }
 
@@ -62,6 +73,7 @@ type failure struct {
 	pauses      pauses
 	until       time.Duration
 	missing     bool
+	gone        bool
 	publication catalogue.Publication
 }
 
@@ -97,16 +109,24 @@ type run struct {
 	relayed     int // at the own server
 	stopping    string
 	withdrawn   bool
+	dark        bool // it was live, and has no source for the moment
+	darkAt      time.Duration
+	moving      bool
+	next        *run        // that takes over, where moving
+	abort       func(error) // of a change to it
+	below       uint64
+	lost        bool          // its session's source has ended
 	over        bool          // it carries nothing any more
 	flowing     bool          // media comes in
 	lastPacket  time.Duration // while it does not: when it did last
 	since       time.Duration
 	liveAt      time.Duration // -1: it is not
 	reported    bool
+	untold      time.Duration // -1: the parent holds the stream, or says something of it
 	deadSince   time.Duration // of the transport; -1: it works
 }
 
-func (r *run) live() bool { return r != nil && r.liveAt >= 0 && !r.withdrawn }
+func (r *run) live() bool { return r != nil && r.liveAt >= 0 && !r.withdrawn && !r.dark }
 
 func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdrawn) }
 
@@ -282,13 +302,17 @@ func (p *sidecar) handOn(state *catalogue.State, own catalogue.Hold) (uint64, bo
 	}
 	r := e.run
 	h, ok := state.Hold(r.parent, own.Stream)
-	if ok && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
+	if ok && p.w.now >= e.backward && slices.Equal(h.Path, r.path[:len(r.path)-1]) && h.Publication() == r.publication {
 		if f, ok := p.flow(r.parent, e.stream); ok {
 			r.sequence = f.sequence
 		}
 	}
-	p.feasible.Told(own.Stream, r.publication, r.sequence, len(r.path)-1)
-	return r.sequence, true
+	sequence := r.sequence
+	if r.below > 0 && sequence >= r.below {
+		sequence = r.below - 1
+	}
+	p.feasible.Told(own.Stream, r.publication, sequence, len(r.path)-1)
+	return sequence, true
 }
 
 // flow is what a parent said last of a stream.
@@ -327,7 +351,7 @@ func (p *sidecar) reconcile() {
 	p.claims.Observe(now, state)
 
 	in := planner.Input{
-		State: state, Now: now, RTT: p.RTT, FanOut: p.w.fanOut, Avoid: p.avoid,
+		State: state, Now: now, RTT: p.RTT, FanOut: p.w.fanOut, Avoid: p.avoid, Gone: p.gone, Gapless: true,
 		Relays: map[adapters.StreamID]planner.Relay{}, Claims: map[adapters.StreamID]planner.Claim{},
 	}
 	for _, i := range p.work() {
@@ -346,12 +370,29 @@ func (p *sidecar) reconcile() {
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
-			if e.run != nil {
+			if r := e.run; r != nil && r.moving {
+				if h, ok := state.Hold(r.next.parent, id); ok && h.Through(p.self.ID) {
+					r.next.abort(errCancelled)
+				}
+			}
+			if r := e.run; r != nil && r.dark && !r.moving {
+				if p.w.now >= r.darkAt+graceTime {
+					p.stop(e, "lost")
+					continue
+				}
+				p.lookAgain(e, r.darkAt+graceTime)
+			}
+			if e.run != nil && !e.run.dark {
 				in.Relays[id] = p.relay(e, state)
 			}
 		}
 		if e.demand.Lingering {
 			p.lookAgain(e, e.lastDemand+p.w.linger)
+		}
+		for _, f := range e.failures {
+			if f.gone {
+				p.lookAgain(e, f.until)
+			}
 		}
 	}
 	for _, d := range planner.Plan(in) {
@@ -394,8 +435,19 @@ func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: p.local(r.since),
 	}
 	if _, holds := state.Hold(r.parent, p.w.names[e.stream]); holds || !r.live() {
+		r.untold = -1
 		return relay
 	}
+	if _, told := p.flow(r.parent, e.stream); told {
+		r.untold = -1
+	} else if r.untold < 0 {
+		r.untold = p.w.now
+	}
+	if l := p.link(r.parent); r.untold >= 0 && l != nil && l.heard-r.untold >= quietTime {
+		relay.Quiet = true
+		return relay
+	}
+	p.lookAgain(e, p.w.now+quietAgain)
 	if quiet := max(r.packet(), r.liveAt) + quietTime; p.w.now < quiet {
 		p.lookAgain(e, quiet)
 		return relay
@@ -604,13 +656,19 @@ func (p *sidecar) running() int {
 // apply does what the entry's decision says.
 func (p *sidecar) apply(e *entry) {
 	d := e.decision
-	if e.run != nil && (d.Drop || d.Action == planner.Nothing) {
+	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	switch {
+	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
+	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && e.run.live():
+		p.w.mark("%s: relay of %s leaves its source %s: %s", p.self.ID, p.w.names[e.stream], e.run.parent, d.End)
+		p.darken(e, e.run)
+	default:
 		p.stop(e, "drop")
 	}
 	settled := false
 	switch d.Action {
 	case planner.Nothing:
-		settled = true
+		settled = !waits
 	case planner.Ask:
 		if !e.asking {
 			e.asking = true
@@ -619,7 +677,15 @@ func (p *sidecar) apply(e *entry) {
 	case planner.Run:
 		r := e.run
 		switch {
-		case r != nil && !r.ending() && r.parent == d.Parent && r.publication == d.Hold.Publication():
+		case r != nil && !r.ending() && r.moving:
+			if !d.Outside && r.next.outside {
+				r.next.abort(errCancelled)
+			}
+		case r != nil && !r.ending() && !r.dark && r.parent == d.Parent && r.publication == d.Hold.Publication():
+		case r != nil && !r.ending() && (r.live() || r.dark):
+			if p.w.now >= e.retryAt {
+				p.move(e)
+			}
 		case r != nil && !r.ending():
 			p.stop(e, "moved")
 		case r != nil || p.w.now < e.retryAt || p.occupied(e):
@@ -696,24 +762,46 @@ func (p *sidecar) put(id NodeID, bound time.Duration, f *frame, answered func(*f
 	p.w.after(bound, func() { q.resolve(nil) })
 }
 
+func (p *sidecar) newRun(e *entry) *run {
+	d := e.decision
+	return &run{
+		s: p, e: e, stream: e.stream, parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(),
+		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, since: p.w.now, liveAt: -1, deadSince: -1, untold: -1,
+	}
+}
+
 // begin begins a relay as the decision says.
 func (p *sidecar) begin(e *entry) {
-	d := e.decision
-	r := &run{
-		s: p, e: e, stream: e.stream, parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(),
-		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, since: p.w.now, liveAt: -1, deadSince: -1,
-	}
+	r := p.newRun(e)
 	e.run = r
-	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, d.Why)
-	p.put(r.parent, pullTimeout, &frame{kind: kindPull, stream: e.stream}, func(f *frame) {
+	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, e.decision.Why)
+	r.ask(func(err error) bool { return r.over }, r.end, func() {
+		p.catalogue.Carry(p.w.names[r.stream])
+		p.changed()
+		p.remember()
+		r.granted = true
+	}, r.publish)
+}
+
+// ask asks the parent for the stream and plays it from its server. over says that nobody waits for it any more.
+func (r *run) ask(over func(error) bool, failed func(error), granted, flows func()) {
+	p := r.s
+	p.put(r.parent, pullTimeout, &frame{kind: kindPull, stream: r.stream}, func(f *frame) {
 		switch {
-		case !p.alive || r.over:
+		case !p.alive || over(nil):
 		case f == nil:
-			r.end(errAway)
+			failed(errAway)
 		case f.grant.refused != nil:
-			r.end(errMissing)
+			failed(errMissing)
 		default:
-			r.open(f.grant)
+			if err := r.accept(f.grant); err != nil {
+				failed(err)
+				return
+			}
+			r.publication, r.sequence = f.grant.of, f.grant.sequence
+			r.path = append(slices.Clip(f.grant.path), p.self.ID)
+			granted()
+			r.open(over, failed, flows)
 		}
 	})
 }
@@ -731,60 +819,220 @@ func (r *run) accept(g grant) error {
 	if g.sequence != 0 && !r.s.feasible.Accepts(r.s.w.names[r.stream], g.of, g.sequence, len(g.path)-1) {
 		return errInfeasible
 	}
+	if r.e.run != r && r.e.run.live() {
+		r.e.run.below = g.sequence
+	}
 	return nil
 }
 
 // open plays the stream from the parent's server.
-func (r *run) open(g grant) {
-	if err := r.accept(g); err != nil {
-		r.end(err)
-		return
-	}
+func (r *run) open(over func(error) bool, failed func(error), flows func()) {
 	p, w := r.s, r.s.w
-	r.granted = true
-	r.publication, r.sequence = g.of, g.sequence
-	r.path = append(slices.Clip(g.path), p.self.ID)
-	p.catalogue.Carry(w.names[r.stream])
-	p.changed()
-	p.remember()
 	parent := w.find(r.parent)
 	here, there := p.node.i, parent.i
+	fail := func(d time.Duration, err error) {
+		w.after(d, func() {
+			if p.alive && !over(nil) {
+				failed(err)
+			}
+		})
+	}
 	if w.wires[here][there].control || w.wires[there][here].control || !parent.up {
-		w.after(stepTimeout, func() { r.end(errAway) })
+		fail(stepTimeout, errAway)
 		return
 	}
 	w.after(w.latency(here, there), func() {
 		switch {
-		case r.over || !p.alive:
+		case over(nil) || !p.alive:
 			return
 		case parent.sidecar == nil || parent.id != r.parent:
-			w.after(w.latency(there, here), func() { r.end(errAway) })
+			fail(w.latency(there, here), errAway)
 			return
 		}
 		r.session = parent.server.spots[r.stream].open(r)
 		if r.session == nil {
-			w.after(w.latency(there, here), func() { r.end(errMissing) })
+			fail(w.latency(there, here), errMissing)
 			return
 		}
 		began := w.now
 		var try func()
 		try = func() {
 			switch {
-			case r.over || !p.alive:
+			case over(nil) || !p.alive:
 			case !r.session.open:
-				r.end(errParent)
+				failed(errParent)
 			case !r.connected() || !r.session.at.flows():
 				if w.now-began > stepTimeout {
-					r.end(errTransport)
+					failed(errTransport)
 					return
 				}
 				w.after(500*time.Millisecond, try)
 			default:
-				r.publish()
+				flows()
 			}
 		}
 		w.after(w.latency(there, here)+w.draw(w.connect), try)
 	})
+}
+
+// move begins to take what a live relay carries from another parent, as the decision says.
+func (p *sidecar) move(e *entry) {
+	r, next := e.run, p.newRun(e)
+	p.w.mark("%s: relay of %s changes from %s to %s: %s", p.self.ID, p.w.names[e.stream], r.parent, next.parent, e.decision.Why)
+	r.moving, r.next = true, next
+	moved := func(err error) {
+		if next.over || !p.alive {
+			return
+		}
+		next.over = true
+		p.moved(e, r, next, err)
+	}
+	next.abort = moved
+	p.w.after(moveTimeout, func() { moved(errAway) })
+	next.ask(func(error) bool { return next.over }, moved, func() {}, func() {
+		if p.w.chance(0.02) {
+			moved(errCodec)
+			return
+		}
+		moved(nil)
+	})
+}
+
+// moved records how a change of parent ended.
+func (p *sidecar) moved(e *entry, r, next *run, err error) {
+	r.moving, r.next, r.below = false, nil, 0
+	p.touch(e.stream)
+	if e.run != r || r.ending() || r.over || p.ended {
+		p.w.hangUp(next.session, p, true)
+		return
+	}
+	if err != nil {
+		p.w.hangUp(next.session, p, true)
+		p.w.mark("%s: relay of %s cannot change to %s: %v", p.self.ID, p.w.names[e.stream], next.parent, err)
+		switch {
+		case errors.Is(err, errCodec):
+			p.stop(e, "moved")
+		case !errors.Is(err, errCancelled):
+			p.blame(e, next, err)
+		}
+		return
+	}
+	p.w.hangUp(r.session, p, true)
+	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
+	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
+	r.reported, r.lost, r.deadSince, r.untold = false, false, -1, -1
+	r.session = next.session
+	r.session.child = r
+	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)
+	p.relight(r)
+	p.publish()
+	at := p.node.server.spots[e.stream]
+	p.w.watch.turned(p.w, at)
+	p.w.watchTransport(r)
+	if p.w.begun != nil {
+		p.w.begun(r)
+	}
+}
+
+// relight announces a relay again that has a source again, or another one.
+func (p *sidecar) relight(r *run) {
+	p.stale = true
+	r.dark = false
+	p.outcome(r.e)
+}
+
+// suspect finds out whether a stream that has fallen silent is lost or paused, again and again until it flows.
+func (r *run) suspect(since time.Duration) {
+	p, w := r.s, r.s.w
+	if !p.alive || r.over || r.flowing || r.lastPacket != since {
+		return
+	}
+	again := pauseAgain
+	if !r.dark && !r.moving && !r.lost {
+		l := p.link(r.parent)
+		f, told := p.flow(r.parent, r.stream)
+		switch {
+		case l == nil, w.now-l.heard > overdueTime, told && f.known && w.now-f.age > since+overdueTime/4:
+			p.lose(r, errSilent)
+		case l.heard > since:
+		default:
+			again = doubtAgain
+		}
+	}
+	w.after(again, func() { r.suspect(since) })
+}
+
+// lose withdraws the hold of a relay that has lost its source, and lets another one be looked for.
+func (p *sidecar) lose(r *run, err error) {
+	e := r.e
+	if !r.live() || r.ending() {
+		return
+	}
+	p.w.mark("%s: relay of %s has lost its source %s: %v", p.self.ID, p.w.names[r.stream], r.parent, err)
+	p.darken(e, r)
+	p.blame(e, r, err)
+	if f := e.failures[r.parent]; errors.Is(err, errSilent) {
+		f.gone, f.until = true, max(f.until, p.w.now+goneTime)
+	}
+	p.publish()
+}
+
+// darken withdraws the hold of a live relay that has no source any more, while what it publishes stays.
+func (p *sidecar) darken(e *entry, r *run) {
+	if r.outside {
+		e.claim = planner.Claim{Epoch: r.publication.Epoch, Granted: true, Until: p.local(p.w.now + leaseTime)}
+	}
+	r.dark, r.darkAt, p.stale = true, p.w.now, true
+	p.touch(e.stream)
+}
+
+// regain announces a relay again whose source flows again by itself.
+func (p *sidecar) regain(r *run) {
+	if !p.alive || !r.dark || r.moving || r.ending() || r.e.run != r {
+		return
+	}
+	p.w.mark("%s: relay of %s flows again from %s", p.self.ID, p.w.names[r.stream], r.parent)
+	p.relight(r)
+	p.touch(r.stream)
+	p.publish()
+}
+
+// gone says whether a node was found to be gone for a stream, though it may still be announced.
+func (p *sidecar) gone(id adapters.StreamID, parent NodeID) bool {
+	e := p.entries[p.w.index(id)]
+	if e == nil || e.failures[parent] == nil {
+		return false
+	}
+	f := e.failures[parent]
+	return f.gone && p.w.now < f.until
+}
+
+// closed is the end of the session at the parent's server.
+func (c *session) closed(why error) {
+	r := c.child
+	switch {
+	case r == nil || r.over || !r.s.alive || r.session != c:
+	case r.liveAt < 0 || r.withdrawn:
+		if r.e.run == r { // else it is a change under way, which notices by itself
+			r.end(why)
+		}
+	default:
+		p, w := r.s, r.s.w
+		r.lost = true
+		w.watch.turned(w, p.node.server.spots[r.stream])
+		p.lose(r, why)
+		var over func()
+		over = func() {
+			switch {
+			case r.over || r.session != c || !p.alive:
+			case r.moving:
+				w.after(200*time.Millisecond, over)
+			default:
+				r.end(why)
+			}
+		}
+		w.after(lostTime, over)
+	}
 }
 
 // connected says whether media can come from the parent's server.
@@ -838,6 +1086,7 @@ func (p *sidecar) stop(e *entry, why string) {
 // withdraw takes back the hold of a live relay. The right to pull is kept for a moment longer than it, as the owner does.
 func (p *sidecar) withdraw(e *entry, r *run) {
 	if !r.live() {
+		r.withdrawn = r.withdrawn || r.dark
 		return
 	}
 	if r.outside {
@@ -866,7 +1115,11 @@ func (r *run) finish(why error) {
 	r.over = true
 	at := p.node.server.spots[r.stream]
 	w.watch.turned(w, at)
-	r.hangUp(true)
+	w.hangUp(r.session, p, true)
+	if r.next != nil {
+		r.next.over = true
+		w.hangUp(r.next.session, p, true)
+	}
 	freed := w.draw(w.close)
 	if !r.granted {
 		freed = 0
@@ -883,14 +1136,13 @@ func (r *run) finish(why error) {
 	})
 }
 
-// hangUp ends the session at the parent's server, which learns it at once or notices late.
-func (r *run) hangUp(told bool) {
-	c := r.session
-	if c == nil {
+// hangUp ends a child's session at its parent's server, which learns it at once or notices late.
+func (w *world) hangUp(c *session, child *sidecar, told bool) {
+	if c == nil || c.child == nil {
 		return
 	}
 	c.child = nil
-	w, here, there := r.s.w, r.s.node.i, c.at.server.node.i
+	here, there := child.node.i, c.at.server.node.i
 	if told && !w.wires[here][there].control && !w.chance(0.05) {
 		w.after(w.latency(here, there), c.done)
 		return
@@ -907,7 +1159,11 @@ func (r *run) abandon() {
 		return
 	}
 	r.over = true
-	r.hangUp(false)
+	r.s.w.hangUp(r.session, r.s, false)
+	if r.next != nil {
+		r.next.over = true
+		r.s.w.hangUp(r.next.session, r.s, false)
+	}
 	r.leaveBehind()
 	r.s.w.watch.turned(r.s.w, r.s.node.server.spots[r.stream])
 }
@@ -940,28 +1196,35 @@ func (p *sidecar) finished(r *run, why error) {
 		p.changed()
 	}
 	w := p.w
-	steady := r.liveAt >= 0 && w.now-r.liveAt >= steadyTime
 	if r.stopping != "" {
 		if r.stopping == "dropped" {
-			if steady {
+			if w.now-r.liveAt >= steadyTime {
 				e.retry.reset()
 			}
 			e.retryAt = w.now + e.retry.pause(w)
 		}
 		return
 	}
+	p.blame(e, r, why)
+}
+
+// blame makes the parent wait for its next turn, and from the second failure in a row on all others too.
+func (p *sidecar) blame(e *entry, r *run, why error) {
+	w := p.w
 	f := e.failures[r.parent]
 	if f == nil {
 		f = &failure{pauses: pauses{first: 250 * time.Millisecond, most: 15 * time.Second}}
 		e.failures[r.parent] = f
 	}
-	if steady {
+	if r.liveAt >= 0 && w.now-r.liveAt >= steadyTime {
 		f.pauses.reset()
 		e.retry.reset()
 		e.failed = 0
 	}
+	f.gone = false
 	if errors.Is(why, errInfeasible) {
 		f.missing, f.until = false, w.now+soonTime
+		e.backward = w.now + 2*soonTime
 		return
 	}
 	e.failed++

@@ -14,6 +14,7 @@ type node struct {
 	id      NodeID
 	renamed int
 	offset  time.Duration // of its clock
+	policy  catalogue.Policy
 	server  server
 	up      bool     // the pod, with its server
 	sidecar *sidecar // nil: it does not run

@@ -131,6 +131,7 @@ func (p *sidecar) dial(t *target) {
 			w.at(mine.arrival, func() {
 				switch {
 				case !q.alive:
+					theirs.ended = true
 					w.reset(mine, t.node.up)
 				case !q.keep(theirs):
 					theirs.ended = true

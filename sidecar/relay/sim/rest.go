@@ -68,7 +68,7 @@ func (w *world) restOf(i int) error {
 		if !ok {
 			return fmt.Errorf("%s does not announce its publication", n.id)
 		}
-		if p := h.Publication(); !published || p.Beats(winner) {
+		if p := h.Publication(); !published || precedes(p, winner) {
 			winner, published = p, true
 		}
 	}
@@ -132,4 +132,21 @@ func (w *world) restOf(i int) error {
 		}
 	}
 	return nil
+}
+
+// precedes is the rule by which conflicts are settled, once more.
+func precedes(p, q catalogue.Publication) bool {
+	switch {
+	case p.Priority != q.Priority:
+		return p.Priority > q.Priority
+	case p.Oldest != q.Oldest:
+		return p.Oldest
+	case p.Epoch == q.Epoch:
+		return p.Origin < q.Origin
+	case p.Epoch == 0 || q.Epoch == 0:
+		return q.Epoch == 0
+	case p.Oldest:
+		return p.Epoch < q.Epoch
+	}
+	return p.Epoch > q.Epoch
 }

@@ -124,7 +124,7 @@ func (w *world) noticed(c *session) {
 	}
 	w.after(w.latency(c.at.server.node.i, c.child.s.node.i)+d, func() {
 		if c.child != nil {
-			c.child.end(errParent)
+			c.closed(errParent)
 		}
 	})
 }
@@ -166,8 +166,8 @@ func (s *server) stop() {
 			at.published, at.relayed, at.left, at.relay = 0, 0, 0, nil
 			for _, c := range at.sessions {
 				c.open = false
-				if c.child.live() {
-					s.node.w.watchTransport(c.child)
+				if r := c.child; r != nil && r.liveAt >= 0 && !r.over && r.session == c {
+					s.node.w.watchTransport(r)
 				}
 			}
 			at.sessions = nil
@@ -181,25 +181,33 @@ func (s *server) stop() {
 func (s *server) restart() {
 	for _, at := range s.spots {
 		if at.source() != 0 {
-			at.turn(func() { at.published, at.relayed, at.left = 0, 0, 0 })
+			at.pushOut(6*time.Second, func() { at.published, at.left = 0, 0 })
 		}
 	}
 	s.changed()
+}
+
+// pushOut changes what is published here and ends what a relay publishes, which the relay notices within some time.
+func (s *spot) pushOut(notices time.Duration, change func()) {
+	w, r := s.server.node.w, s.relay
+	s.turn(func() {
+		s.relayed, s.relay = 0, nil
+		change()
+	})
+	if r != nil {
+		w.after(w.draw(span{0, notices}), func() {
+			if r.s.alive {
+				r.end(errServer)
+			}
+		})
+	}
 }
 
 // publish lets somebody publish here, who pushes out what a relay publishes.
 func (s *spot) publish() {
 	w := s.server.node.w
 	w.mark("%s: %s is published", s.server.node.id, s.name())
-	r := s.relay
-	s.turn(func() { s.published, s.relayed, s.left, s.relay = w.newSession(), 0, 0, nil })
-	if r != nil {
-		w.after(w.draw(span{0, 500 * time.Millisecond}), func() {
-			if r.s.alive {
-				r.end(errServer)
-			}
-		})
-	}
+	s.pushOut(500*time.Millisecond, func() { s.published, s.left = w.newSession(), 0 })
 }
 
 func (s *spot) unpublish() {

@@ -69,6 +69,7 @@ func newSidecar(n *node) *sidecar {
 		touched: map[int]struct{}{},
 	}
 	p.catalogue = catalogue.New(p.self)
+	p.catalogue.SetPolicy(n.policy)
 	if err := p.catalogue.Restore(n.record); err != nil {
 		p.w.watch.fail(p.w.now, "%s: %v", p.self.ID, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 )
 
 // watch sees what must not happen at any time, and keeps what happened last. A nil one does not look.
@@ -80,10 +82,13 @@ func (w *world) feel(stream int) {
 			continue
 		}
 		switch flows := !r.over && n.server.spots[stream].flows(); {
-		case flows:
+		case flows && !r.flowing:
 			r.flowing = true
-		case r.flowing:
-			r.flowing, r.lastPacket = false, w.now
+			r.s.regain(r)
+		case !flows && r.flowing:
+			since := w.now
+			r.flowing, r.lastPacket = false, since
+			w.after(silenceTime, func() { r.suspect(since) })
 		}
 	}
 }
@@ -118,19 +123,34 @@ func (v *watch) overlap(w *world, stream int, cluster string) {
 	w.after(overlapMost, check)
 }
 
-// pullers counts who pulls a stream for a cluster. What a node pulls that drains does not count: it does not move, and ends
-// with the node.
+// pullers counts who pulls the same publication of a stream for a cluster: of two publications, the nodes of a cluster may know
+// different ones while others are cut off. What a node pulls that drains does not count: it does not move, and ends with the
+// node.
 func (w *world) pullers(stream int, cluster string) int {
-	n := 0
+	most := 0
 	for _, o := range w.members[cluster] {
-		if o.sidecar == nil || o.sidecar.draining {
+		of, ok := o.puller(stream)
+		if !ok {
 			continue
 		}
-		if r := o.server.spots[stream].relay; r != nil && r.outside && r.live() {
-			n++
+		n := 0
+		for _, other := range w.members[cluster] {
+			if same, ok := other.puller(stream); ok && same == of {
+				n++
+			}
 		}
+		most = max(most, n)
 	}
-	return n
+	return most
+}
+
+// puller says what a node pulls for its cluster.
+func (n *node) puller(stream int) (catalogue.Publication, bool) {
+	r := n.server.spots[stream].relay
+	if n.sidecar == nil || n.sidecar.draining || !r.live() || !r.outside {
+		return catalogue.Publication{}, false
+	}
+	return r.publication, true
 }
 
 // loop watches that nodes which send in a circle do not do so for longer than it takes to tell.
@@ -180,7 +200,7 @@ func idsOf(spots []*spot) []NodeID {
 	return ids
 }
 
-// connected looks whether all sidecars of a cluster are connected to each other.
+// connected looks whether all sidecars of a cluster are connected to each other, by links as they are within a cluster.
 func (v *watch) connected(p *sidecar) { v.look(p.w, p.node.cluster) }
 
 func (v *watch) look(w *world, cluster string) {
@@ -206,7 +226,7 @@ func (w *world) connected(cluster string) bool {
 			if b == a || b.sidecar == nil {
 				continue
 			}
-			if w.wires[a.i][b.i].control {
+			if wire := w.wires[a.i][b.i]; wire.control || wire.media || wire.slow > 0 {
 				return false
 			}
 			l := a.sidecar.link(b.id)

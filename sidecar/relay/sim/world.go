@@ -182,7 +182,7 @@ func (w *world) rewired(from, to int) {
 			continue
 		}
 		for _, stream := range end.sidecar.streams() {
-			if r := end.sidecar.entries[stream].run; r.live() {
+			if r := end.sidecar.entries[stream].run; r != nil && r.liveAt >= 0 && !r.over {
 				w.watchTransport(r)
 			}
 		}
@@ -201,8 +201,8 @@ func (w *world) watchTransport(r *run) {
 	since := w.now
 	r.deadSince = since
 	w.after(w.draw(span{3 * time.Second, 15 * time.Second}), func() {
-		if r.live() && r.deadSince == since && r.s.alive {
-			r.end(errTransport)
+		if r.deadSince == since && !r.over && r.s.alive {
+			r.session.closed(errTransport)
 		}
 	})
 }
