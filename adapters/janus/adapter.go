@@ -138,7 +138,7 @@ func New(c Config) (*Adapter, error) {
 	}
 	a.link = &link{client: a.client, logger: c.Logger}
 	a.inventory = newInventory(admin, c.Logger)
-	m := mark{owner: hex.EncodeToString(owner[:6]), run: nonce()[:12]}
+	m := mark{owner: hex.EncodeToString(owner[:6])}
 	a.facade = newFacade(a.link, c, m, c.Logger, a.inventory.news)
 	a.inventory.facade = a.facade
 	if a.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -394,6 +394,7 @@ func (a *Adapter) connection(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.facade.renew()
 	// Events come until the farewell is over; work ends with ctx, or with the events.
 	alive, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	working, cancel := context.WithCancel(ctx)

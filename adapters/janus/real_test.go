@@ -169,26 +169,50 @@ func text(t testing.TB, r *http.Response) string {
 }
 
 // severed is a way to Janus that can be closed, as a process that is killed closes it.
-type severed struct{ cut atomic.Bool }
+type severed struct {
+	cut  atomic.Bool
+	wire context.Context // of what is under way
+	end  func()
+}
+
+func newSevered(t testing.TB) *severed {
+	s := &severed{}
+	s.wire, s.end = context.WithCancel(context.Background())
+	t.Cleanup(s.end)
+	return s
+}
+
+// sever also ends what is under way.
+func (s *severed) sever() {
+	s.cut.Store(true)
+	s.end()
+}
+
+func (s *severed) mend() {
+	s.wire, s.end = context.WithCancel(context.Background())
+	s.cut.Store(false)
+}
 
 func (s *severed) RoundTrip(r *http.Request) (*http.Response, error) {
 	if s.cut.Load() {
 		return nil, errors.New("severed")
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	ctx, cancel := context.WithCancel(r.Context())
+	context.AfterFunc(s.wire, cancel)
+	return http.DefaultTransport.RoundTrip(r.WithContext(ctx))
 }
 
 // What a sidecar leaves when it is killed is taken out by the next one, and does not keep anybody from publishing.
 func TestLeftBehind(t *testing.T) {
 	t.Parallel()
 	server := janustest.Start(t, janustest.Options{})
-	way := &severed{}
+	way := newSevered(t)
 	killed, stop := run(t, Config{BaseURL: server.URL, Owner: "pod", HTTP: &http.Client{Transport: way}})
 	h := harness(t, killed)
 	id := h.NewStream(t)
 	h.Publish(t, id).WaitConnected()
 	killed.stream(t, id, "published", isLive)
-	way.cut.Store(true)
+	way.sever()
 	stop()
 
 	a, _ := run(t, Config{BaseURL: server.URL, Owner: "pod"})
@@ -199,6 +223,26 @@ func TestLeftBehind(t *testing.T) {
 
 	other, _ := run(t, Config{BaseURL: server.URL, Owner: "another pod"})
 	other.stream(t, id, "another's publication stays", isLive)
+}
+
+// When Janus cannot be reached for a while the session with it is lost, and what it had: Janus itself would keep it for a
+// minute more.
+func TestSessionLost(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{})
+	way := newSevered(t)
+	a, _ := run(t, Config{BaseURL: server.URL, HTTP: &http.Client{Transport: way}})
+	h := harness(t, a)
+	id := h.NewStream(t)
+	h.Publish(t, id).WaitConnected()
+	was := a.stream(t, id, "published", isLive)
+	way.sever()
+	a.until(t, "the session is lost", func(s state) bool { return !s.ready })
+	way.mend()
+	h.Publish(t, id).WaitConnected()
+	if s := a.stream(t, id, "published again", isLive); s.Session == was.Session {
+		t.Error("the session is the old one")
+	}
 }
 
 // native is a client of Janus' own API.
