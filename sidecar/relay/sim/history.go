@@ -57,6 +57,9 @@ func playHistory(seed uint64, verbose bool) (*world, error) {
 		}
 	}
 	w.run(w.draw(span{0, 6 * time.Second}))
+	if w.chance(0.2) {
+		w.restless()
+	}
 	events := 10 + w.rand.IntN(60)
 	pace := span{0, time.Duration(200+w.rand.IntN(2500)) * time.Millisecond}
 	for range events {
@@ -96,6 +99,27 @@ func (w *world) doubtful() bool {
 			return !ok || w.now < since+doubtTime+time.Second
 		})
 	})
+}
+
+// restless lets distances change, again and again, while everybody watches one stream: relays change to cheaper parents, many
+// at a time.
+func (w *world) restless() {
+	w.fanOut = 1 + w.rand.IntN(2)
+	w.nodes[w.rand.IntN(len(w.nodes))].server.spots[0].publish()
+	for _, n := range w.nodes {
+		n.boot()
+		n.server.spots[0].want()
+	}
+	for range 10 + w.rand.IntN(20) {
+		for i := range w.wires {
+			for j := range w.wires[i] {
+				if w.chance(0.3) {
+					w.slow(i, j, w.draw(span{0, 400 * time.Millisecond}))
+				}
+			}
+		}
+		w.run(w.now + w.draw(span{0, 10 * time.Second}))
+	}
 }
 
 // chaos lets one thing happen.
@@ -187,14 +211,12 @@ func (w *world) chaos() {
 		if o != n {
 			slow := w.draw(span{0, 900 * time.Millisecond})
 			w.mark("from %s to %s it takes %s longer", n.id, o.id, slow)
-			w.wires[n.i][o.i].slow = slow
-			w.rewired(n.i, o.i)
+			w.slow(n.i, o.i, slow)
 		}
 	case 22: // and all is fast again
 		for i := range w.wires {
 			for j := range w.wires[i] {
-				w.wires[i][j].slow = 0
-				w.rewired(i, j)
+				w.slow(i, j, 0)
 			}
 		}
 	case 23:
@@ -218,7 +240,7 @@ func (w *world) mendAll() {
 func (w *world) calm() {
 	for i := range w.wires {
 		for j := range w.wires[i] {
-			w.wires[i][j].slow = 0
+			w.slow(i, j, 0)
 		}
 	}
 	w.mendAll()

@@ -371,7 +371,7 @@ func (p *sidecar) reconcile() {
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
 			if r := e.run; r != nil && r.moving {
-				if h, ok := state.Hold(r.next.parent, id); ok && h.Through(p.self.ID) {
+				if h, ok := state.Hold(r.next.parent, id); !ok || h.Through(p.self.ID) {
 					r.next.abort(errCancelled)
 				}
 			}
@@ -926,8 +926,6 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)
 	p.relight(r)
 	p.publish()
-	at := p.node.server.spots[e.stream]
-	p.w.watch.turned(p.w, at)
 	p.w.watchTransport(r)
 	if p.w.begun != nil {
 		p.w.begun(r)
@@ -938,6 +936,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 func (p *sidecar) relight(r *run) {
 	p.stale = true
 	r.dark = false
+	p.w.watch.turned(p.w, p.node.server.spots[r.stream])
 	p.outcome(r.e)
 }
 
@@ -984,6 +983,7 @@ func (p *sidecar) darken(e *entry, r *run) {
 	}
 	r.dark, r.darkAt, p.stale = true, p.w.now, true
 	p.touch(e.stream)
+	p.w.watch.turned(p.w, p.node.server.spots[e.stream])
 }
 
 // regain announces a relay again whose source flows again by itself.

@@ -167,6 +167,14 @@ func (w *world) mend(from, to int) {
 	}
 }
 
+// slow lets what passes from one node to another take longer.
+func (w *world) slow(from, to int, by time.Duration) {
+	if w.wires[from][to].slow != by {
+		w.wires[from][to].slow = by
+		w.rewired(from, to)
+	}
+}
+
 func (w *world) feelAll() {
 	for i := range w.names {
 		w.feel(i)
