@@ -79,7 +79,10 @@ func playHistory(seed uint64, verbose bool) (*world, error) {
 		}
 		switch rested := w.now - w.quietAt; {
 		case rested >= restFor+w.linger && !w.doubtful():
-			return w, w.rest()
+			if err := w.rest(); err != nil {
+				return w, err
+			}
+			return w, w.rush()
 		case w.now-began > restMost:
 			err := w.rest()
 			return w, fmt.Errorf("does not come to rest in %s (%v)", restMost, err)
@@ -120,6 +123,45 @@ func (w *world) restless() {
 		}
 		w.run(w.now + w.draw(span{0, 10 * time.Second}))
 	}
+}
+
+// rush lets all nodes of a cluster want a stream at once that none of them has, in the quiet world that a history ends with.
+// One of them pulls it.
+func (w *world) rush() error {
+	for i := range w.names {
+		for _, first := range w.nodes {
+			members := w.members[first.cluster]
+			if first != members[0] || !w.connected(first.cluster) {
+				continue
+			}
+			idle := func(n *node) bool {
+				if n.sidecar == nil {
+					return true
+				}
+				state, _ := n.sidecar.catalogue.Snapshot()
+				best, ok := state.Winner(w.names[i])
+				return ok && w.find(best.Origin).cluster != n.cluster && n.server.spots[i].source() == 0 && !n.server.spots[i].wants
+			}
+			if slices.ContainsFunc(members, func(n *node) bool { return !idle(n) }) {
+				continue
+			}
+			key := pulled{i, first.cluster}
+			before := w.pulls[key]
+			waiting := 0
+			for _, n := range members {
+				if n.sidecar != nil {
+					n.server.spots[i].want()
+					waiting++
+				}
+			}
+			w.run(w.now + 5*time.Second)
+			if n := w.pulls[key] - before; waiting > 0 && n != 1 {
+				return fmt.Errorf("%s is wanted by %d nodes of %s at once: %d pulls from outside", w.names[i], waiting, first.cluster, n)
+			}
+			return w.watch.err()
+		}
+	}
+	return nil
 }
 
 // chaos lets one thing happen.
@@ -244,6 +286,16 @@ func (w *world) calm() {
 		}
 	}
 	w.mendAll()
+	// Within a cluster a link may stay so slow that who is asked for a claim counts as silent.
+	for w.chance(0.3) {
+		a := w.nodes[w.rand.IntN(len(w.nodes))]
+		members := w.members[a.cluster]
+		if b := members[w.rand.IntN(len(members))]; a != b {
+			by := w.draw(span{150 * time.Millisecond, 400 * time.Millisecond})
+			w.slow(a.i, b.i, by)
+			w.slow(b.i, a.i, by)
+		}
+	}
 	for _, n := range w.nodes {
 		if n.up && n.sidecar == nil {
 			w.after(w.draw(span{0, 5 * time.Second}), n.boot)

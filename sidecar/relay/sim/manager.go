@@ -261,6 +261,9 @@ func (p *sidecar) grant(child NodeID, stream int) (grant, error) {
 	if !ok {
 		return grant{}, adapters.ErrNoStream
 	}
+	if own.Through(child) {
+		p.w.watch.fail(p.w.now, "%s lets %s pull what it has by %v", p.self.ID, child, own.Path)
+	}
 	return grant{path: own.Path, of: own.Publication(), sequence: sequence}, nil
 }
 
@@ -398,10 +401,13 @@ func (p *sidecar) reconcile() {
 	for _, d := range planner.Plan(in) {
 		e := p.entries[p.w.index(d.Stream)]
 		if d.Action == planner.Ask && d.Owner == p.self.ID {
-			e.claim = p.claimed(d.Epoch, p.claims.Claim(now, state, d.Owner, d.Stream, d.Epoch))
+			e.claim = p.claimed(d.Epoch, p.claim(d.Owner, e.stream, d.Epoch))
 			in.Claims[d.Stream] = e.claim
 			in.Wants = []planner.Want{{Stream: d.Stream, Demand: e.demand}}
 			d = planner.Plan(in)[0]
+		}
+		if d.Action == planner.Run && d.Hold.Through(p.self.ID) {
+			p.w.watch.fail(p.w.now, "%s is to take %s from %s, which has it by %v", p.self.ID, d.Stream, d.Parent, d.Hold.Path)
 		}
 		e.decision = d
 		p.apply(e)
@@ -774,6 +780,9 @@ func (p *sidecar) newRun(e *entry) *run {
 func (p *sidecar) begin(e *entry) {
 	r := p.newRun(e)
 	e.run = r
+	if r.outside {
+		p.w.pulls[pulled{r.stream, p.node.cluster}]++
+	}
 	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, e.decision.Why)
 	r.ask(func(err error) bool { return r.over }, r.end, func() {
 		p.catalogue.Carry(p.w.names[r.stream])

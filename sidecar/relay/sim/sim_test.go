@@ -34,7 +34,9 @@ func TestHistories(t *testing.T) {
 				}
 				w, err := playHistory(seed, false)
 				loops.Add(uint64(w.watch.loopsN))
-				if w.watch.loopsN > 0 { loopy.Store(seed) }
+				if w.watch.loopsN > 0 {
+					loopy.Store(seed)
+				}
 				if err != nil {
 					t.Errorf("seed %d: %v", seed, err)
 					failed.CompareAndSwap(0, seed)
