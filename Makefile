@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-failover bench-mesh bed e2e image generate build help clean
+.PHONY: demo test check bench bench-failover sim bench-mesh bed e2e image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -39,6 +39,8 @@ generate: ## protobuf code from sidecar/proto, and the image of the wire format 
 	$(TOOL) buf build --exclude-source-info -o $(WIRE)
 bench: ## the relay's hot path beside a bare pion loop, in one run
 	@$(GO) run ./sidecar/relay/bench $(ARGS)
+sim: ## whole meshes in virtual time: how soon the nodes know, and what that costs: three minutes
+	@$(GO) run ./sidecar/relay/sim $(ARGS)
 bench-mesh: ## what meshes of 50, 100 and 300 nodes cost a sidecar, and how fast news travels: three minutes
 	@$(GO) run ./sidecar/mesh/bench $(ARGS)
 bench-failover: build ## how long a viewer's picture stands still when a node is killed; as root

@@ -5,6 +5,7 @@ package adapters
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -59,8 +60,14 @@ type Stream struct {
 	// Session is the server's own name of this publication; a new publisher of the same stream has another one. Where
 	// the server's WHIP Location ends in that name, a sidecar knows its own publications by it.
 	Session string
+	// Relayed is set where the server shows something that came with the request to Ingest and that no other publisher
+	// sends: the publication is a sidecar's own, of this process or of one before it. Adapters whose server's Location
+	// does not end in Session mark their requests to Ingest where they can.
+	Relayed bool
 	Since   time.Time
-	Tracks  []Track
+	Tracks  []Track // what a play by WHEP gives
+	// Lacks says in words what of the publication a play by WHEP does not give; empty where nothing is known to be missing.
+	Lacks string
 	// Readers counts who plays the stream from this server, by whatever protocol; -1 where the server does not say.
 	Readers int
 	// Waiting is set on a name that somebody plays and nobody publishes, at servers that accept such a play.
@@ -113,7 +120,46 @@ type Adapter interface {
 	Watch(ctx context.Context, report func([]Stream)) error
 }
 
+// Looker is implemented by adapters that poll their server. A request that passed the gateway makes them look at once and,
+// for some seconds, every 50 ms, so that the stream is announced as soon as it has media.
+type Looker interface {
+	// Look says that something is about to change at the server. It does not block.
+	Look()
+}
+
 // Ender is implemented by adapters whose server can end a publication.
 type Ender interface {
 	End(ctx context.Context, s Stream) error
 }
+
+// Credentials are what a server is shown: a bearer token, else a user and password (RFC 7617). The zero value is nothing.
+// Printing and logging hide them.
+type Credentials struct {
+	User, Password, Token string
+}
+
+// Header is the credentials as a request carries them; never nil.
+func (c Credentials) Header() http.Header {
+	h := make(http.Header)
+	switch {
+	case c.Token != "":
+		h.Set("Authorization", "Bearer "+c.Token)
+	case c.User != "" || c.Password != "":
+		h.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.User+":"+c.Password)))
+	}
+	return h
+}
+
+// String tells the kind of credentials only.
+func (c Credentials) String() string {
+	switch {
+	case c.Token != "":
+		return "a token"
+	case c.User != "" || c.Password != "":
+		return "a user and password"
+	}
+	return "no credentials"
+}
+
+// GoString is String, for %#v.
+func (c Credentials) GoString() string { return c.String() }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/janus/janustest"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 	"github.com/sidestream-dev/sidestream/e2e/bed"
@@ -26,6 +27,10 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if janustest.Host() != "" { // started by TestJanus
+		binary = os.Getenv(binaryVariable)
+		os.Exit(m.Run())
+	}
 	bed.OwnNetwork()
 	clusters.Tests = m
 	os.Exit(func() int {

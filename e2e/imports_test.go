@@ -21,6 +21,14 @@ var arrows = map[string][]string{
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
 	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
+	"adapters/poll":        {"adapters"},
+	"adapters/mediamtx":    {"adapters", "adapters/poll"},
+	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
+
+	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
+
+	"adapters/janus":           {"adapters", "adapters/whip", "github.com/pion/"},
+	"adapters/janus/janustest": {"e2e/wan"},
 
 	"sidecar/config":     {"github.com/caarlos0/env/"},
 	"sidecar/discovery":  {"golang.org/x/", "github.com/prometheus/"},
@@ -30,6 +38,7 @@ var arrows = map[string][]string{
 	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
 	"sidecar/mesh/bench": {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/mesh", "e2e/wan"},
 	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/relay/sim":  {"adapters", "sidecar/catalogue", "sidecar/planner", "sidecar/proto/...", "sidecar/relay", "google.golang.org/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "sidecar/relay/...", "github.com/pion/", "golang.org/x/"},
 	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},

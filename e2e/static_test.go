@@ -24,6 +24,12 @@ type site struct {
 // startSites runs one sidecar for each cluster named, with each other as static peers.
 func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 	t.Helper()
+	return startSitesWith(ctx, t, nil, clusters...)
+}
+
+// startSitesWith is startSites with further settings for some of them, by their place.
+func startSitesWith(ctx context.Context, t *testing.T, further map[int][]string, clusters ...string) []*site {
+	t.Helper()
 	ports := freePorts(t, 4*len(clusters))
 	var static string
 	for i := range clusters {
@@ -35,7 +41,7 @@ func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 		s := &site{
 			url: fmt.Sprintf("http://127.0.0.1:%d", p[1]), admin: fmt.Sprintf("http://127.0.0.1:%d", p[2]),
 		}
-		s.process = start(t, []string{
+		s.process = start(t, append([]string{
 			"SIDESTREAM_CLUSTER=" + cluster,
 			"SIDESTREAM_STATE_DIR=" + t.TempDir(),
 			"SIDESTREAM_PEER_SECURITY=plaintext",
@@ -47,7 +53,7 @@ func startSites(ctx context.Context, t *testing.T, clusters ...string) []*site {
 			"SIDESTREAM_SFU_MEDIA_LISTEN=127.0.0.1:0",
 			"SIDESTREAM_SFU_LOOPBACK=true",
 			"SIDESTREAM_RELAY_LINGER=1s",
-		}, "run")
+		}, further[i]...), "run")
 		sites = append(sites, s)
 	}
 	for _, s := range sites {
@@ -84,6 +90,7 @@ type siteStatus struct {
 	Peers   []struct{ Connected bool }
 	Streams []struct {
 		Stream  string
+		Origin  string
 		Holders []struct{ Cluster string }
 		Readers int
 	}
@@ -197,42 +204,71 @@ func TestStaticPeers(t *testing.T) {
 	})
 }
 
-// A node that dies is missed by nobody who watches at another one that had the stream from there.
-func TestParentKilled(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
+// cascade is an origin and two nodes of another cluster, each with a viewer: the second has the stream from the first.
+func cascade(ctx context.Context, t *testing.T) (origin, parent, child *site, last *viewer) {
+	t.Helper()
 	sites := startSites(ctx, t, "singapore", "germany", "germany")
-	origin, parent, child := sites[0], sites[1], sites[2]
+	origin, parent, child = sites[0], sites[1], sites[2]
 	publish(ctx, t, origin.url+"/whip/live/show")
 	for i, s := range []*site{parent, child} {
 		s.until(ctx, t, "the stream is known", func(st siteStatus) bool {
 			return len(st.Streams) == 1 && len(st.Streams[0].Holders) == i+1
 		})
-		v := watch(ctx, t, s.url+"/whep/live/show")
-		v.frames(ctx, t, 30)
-		if s != child {
-			continue
-		}
-		s.until(ctx, t, "it comes from the other node of the cluster", func(st siteStatus) bool {
-			return len(st.Relays) == 1 && st.Relays[0].State == "live"
-		})
-		before := v.Report()
-		v.Forget()
-		if err := parent.cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		after := v.frames(ctx, t, before.Stamped+90)
-		if after.Location != before.Location || after.Repeated > 0 {
-			t.Errorf("before %+v\nafter  %+v", before, after)
-		}
-		if missing := after.Missing - before.Missing; missing > 0 {
-			t.Errorf("%d frames are missing, from a server that begins with the last key frame", missing)
-		}
-		t.Logf("freeze of %s", after.Freeze)
-		origin.until(ctx, t, "one copy in germany", func(st siteStatus) bool {
-			return len(st.Streams) == 1 && len(st.Streams[0].Holders) == 2 && st.Streams[0].Readers == 1
-		})
+		last = watch(ctx, t, s.url+"/whep/live/show")
+		last.frames(ctx, t, 60)
 	}
+	origin.until(ctx, t, "one copy in germany", oneCopy)
+	last.Forget()
+	return origin, parent, child, last
+}
+
+// oneCopy says whether a node has one reader, which is another node.
+func oneCopy(st siteStatus) bool {
+	return len(st.Streams) == 1 && len(st.Streams[0].Holders) == 2 && st.Streams[0].Readers == 1
+}
+
+// A node that dies is missed by nobody who watches at another one that had the stream from there.
+func TestParentKilled(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	origin, parent, _, v := cascade(ctx, t)
+	before := v.Report()
+	if err := parent.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	after := v.frames(ctx, t, before.Stamped+90)
+	if after.Location != before.Location || after.Repeated > 0 {
+		t.Errorf("before %+v\nafter  %+v", before, after)
+	}
+	t.Logf("freeze of %s, %d frames missing", after.Freeze, after.Missing-before.Missing)
+	origin.until(ctx, t, "one copy in germany", oneCopy)
+}
+
+// A node that leaves in order is missed by nobody at all: not a frame is lost.
+func TestParentDrains(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	origin, parent, _, v := cascade(ctx, t)
+	before := v.Report()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, parent.admin+"/drain", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		t.Errorf("drain: %s", resp.Status)
+	}
+	parent.interrupt(t)
+	after := v.frames(ctx, t, before.Stamped+90)
+	if after.Location != before.Location || after.Missing > 0 || after.Repeated > 0 {
+		t.Errorf("before %+v\nafter  %+v", before, after)
+	}
+	t.Logf("longest from frame to frame: %s", after.Freeze)
+	origin.until(ctx, t, "one copy in germany", oneCopy)
 }
 
 // vanishing plays, and disappears without DELETE and without a DTLS alert when told to.

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -23,7 +25,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/generic"
+	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/media"
+	"github.com/sidestream-dev/sidestream/adapters/mediamtx"
 	"github.com/sidestream-dev/sidestream/adapters/pionsfu"
 	"github.com/sidestream-dev/sidestream/sidecar/admin"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
@@ -56,6 +61,8 @@ type node struct {
 
 	sfu      *pionsfu.Server // nil: the media server is another process
 	adapter  adapters.Adapter
+	facade   *janus.Adapter    // nil: the media server speaks WHIP and WHEP itself
+	server   http.RoundTripper // to the media server; nil: as the gateway has it
 	state    state
 	file     stateFile
 	known    *catalogue.Catalogue
@@ -140,27 +147,46 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
 		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
 		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
-		SessionAge: settings.Gateway.SessionAge, Logger: n.logger, Registerer: n.registry,
+		SessionAge: settings.Gateway.SessionAge, Transport: n.server, Logger: n.logger, Registerer: n.registry,
 	})
 	return n, nil
 }
 
-// openServer finds the media server that stands beside the sidecar, or makes the built-in one, and says at which base
-// URL it is.
-func (n *node) openServer() (*url.URL, error) {
-	s := n.settings
-	if s.Adapter.Name != config.PionSFU {
-		return nil, fmt.Errorf("adapter %q is not known: this version has %q", s.Adapter.Name, config.PionSFU)
+// servers are the adapters by their names. Each finds the server that stands beside the sidecar, and says at which base URL
+// it is.
+var servers = map[string]func(*node) (adapters.Adapter, *url.URL, error){
+	pionsfu.AdapterName:  (*node).openPionSFU,
+	mediamtx.AdapterName: (*node).openMediaMTX,
+	generic.AdapterName:  (*node).openGeneric,
+	janus.AdapterName:    (*node).openJanus,
+}
+
+// openServer makes the adapter that the settings name.
+func (n *node) openServer() (target *url.URL, err error) {
+	open, ok := servers[n.settings.Adapter.Name]
+	if !ok {
+		return nil, fmt.Errorf("adapter %q is not known: this version has %q", n.settings.Adapter.Name,
+			slices.Sorted(maps.Keys(servers)))
 	}
+	n.adapter, target, err = open(n)
+	if err != nil {
+		return nil, err
+	}
+	return target, nil
+}
+
+// openPionSFU also makes the built-in server, where no other is said to run.
+func (n *node) openPionSFU() (adapters.Adapter, *url.URL, error) {
+	s := n.settings
 	target := s.Adapter.URL
 	publish, play := string(s.Adapter.Token), string(s.Adapter.Token)
 	if target == nil {
 		var err error
 		if n.sfu, err = newSFU(s.SFU, n.around.sfu, n.logger, n.registry); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if n.listeners.sfu, err = net.Listen("tcp", s.SFU.Listen); err != nil {
-			return nil, fmt.Errorf("open the port for the media server (SIDESTREAM_SFU_LISTEN): %w", err)
+			return nil, nil, fmt.Errorf("open the port for the media server (SIDESTREAM_SFU_LISTEN): %w", err)
 		}
 		target = &url.URL{Scheme: "http", Host: dialable(n.listeners.sfu.Addr(), s.PodIP)}
 		publish, play = string(s.SFU.PublishToken), string(s.SFU.PlayToken)
@@ -168,11 +194,62 @@ func (n *node) openServer() (*url.URL, error) {
 	adapter, err := pionsfu.NewAdapter(pionsfu.AdapterConfig{
 		BaseURL: target.String(), PublishToken: publish, PlayToken: play,
 	})
-	if err != nil {
-		return nil, err
+	return adapter, target, err
+}
+
+func (n *node) openMediaMTX() (adapters.Adapter, *url.URL, error) {
+	s := n.settings.Adapter
+	target := n.serverAt(mediamtx.Port)
+	c := mediamtx.Config{
+		BaseURL: target.String(),
+		Publish: credentials(s, s.Publish), Play: credentials(s, s.Play), API: credentials(s, s.API),
 	}
-	n.adapter = adapter
-	return target, nil
+	if s.APIURL != nil {
+		c.APIURL = s.APIURL.String()
+	}
+	adapter, err := mediamtx.New(c)
+	return adapter, target, err
+}
+
+func (n *node) openGeneric() (adapters.Adapter, *url.URL, error) {
+	s, g := n.settings.Adapter, n.settings.Adapter.Generic
+	header, err := g.HeaderFields()
+	if err != nil {
+		return nil, nil, err
+	}
+	adapter, err := generic.New(generic.Config{
+		BaseURL: s.URL.String(), Publish: g.Publish, Play: g.Play, Header: header,
+		PublishCredentials: credentials(s, s.Publish), PlayCredentials: credentials(s, s.Play), API: credentials(s, s.API),
+		MissingStatus: g.MissingStatus, MissingBody: g.MissingBody, Inventory: g.Inventory, Query: g.Query,
+		Traits: adapters.Traits{
+			Codecs: g.Codecs, InOrder: g.InOrder, MaxHold: g.MaxHold, FillAudio: g.FillAudio,
+			DropsReadersOnReplace: g.DropsReaders, AcceptsAndWaits: g.Waits, IgnoresPLI: g.IgnoresPLI,
+		},
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("settings that describe the generic server: %w", err)
+	}
+	return adapter, s.URL, nil
+}
+
+// serverAt is the address of the server beside the sidecar: as it is set, else a port at the pod's IP.
+func (n *node) serverAt(port string) *url.URL {
+	if u := n.settings.Adapter.URL; u != nil {
+		return u
+	}
+	pod := n.settings.PodIP
+	if !pod.IsValid() {
+		pod = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return &url.URL{Scheme: "http", Host: net.JoinHostPort(pod.String(), port)}
+}
+
+// credentials are those for one purpose, or the general ones where it has none of its own.
+func credentials(general config.Adapter, own config.Credentials) adapters.Credentials {
+	if own == (config.Credentials{}) {
+		own = config.Credentials{User: general.User, Password: general.Password, Token: general.Token}
+	}
+	return adapters.Credentials{User: own.User, Password: string(own.Password), Token: string(own.Token)}
 }
 
 // dialable is how a listener of this pod is reached from within: by the pod's IP where it listens on every address and
@@ -287,6 +364,9 @@ func (n *node) run(ctx context.Context) error {
 	if n.sfu != nil {
 		server = []part{n.sfu.Run, serveHTTP(n.listeners.sfu, n.sfu)}
 	}
+	if n.facade != nil {
+		server = []part{n.facade.Run}
+	}
 	doors := []part{
 		n.gateway.Run, n.port.Run, n.mesh.Run,
 		serveHTTP(viewers, front),
@@ -309,6 +389,9 @@ func (n *node) close() {
 		if l != nil {
 			_ = l.Close()
 		}
+	}
+	if n.facade != nil {
+		_ = n.facade.Close()
 	}
 	for _, c := range []*http.Client{n.peers, n.local} {
 		if c != nil {
@@ -377,8 +460,14 @@ func (n *node) report(streams []adapters.Stream) {
 		reported[s.ID] = s
 	}
 	n.mu.Lock()
+	before := n.reported
 	n.reported = reported
 	n.mu.Unlock()
+	for _, s := range streams {
+		if s.Lacks != "" && s.Lacks != before[s.ID].Lacks {
+			n.logger.Warn("stream cannot be played as it is published", "stream", s.ID, "lacks", s.Lacks)
+		}
+	}
 	if err := n.known.SetLocal(streams); err != nil {
 		n.logger.Warn("streams are not announced", "error", err)
 	}
@@ -479,6 +568,8 @@ type streamStatus struct {
 	Origin  catalogue.NodeID  `json:"origin"`
 	Holders []holder          `json:"holders"`
 	Readers int               `json:"readers"` // at this node; -1: not known
+	// Lacks says what of it plays do not give, where it is published at this node.
+	Lacks string `json:"lacks,omitempty"`
 }
 
 type holder struct {
@@ -500,6 +591,9 @@ func (n *node) status() status {
 			continue
 		}
 		row := streamStatus{Stream: id, Epoch: winner.Epoch, Origin: winner.Origin, Readers: n.readersOf(id)}
+		if here, ok := n.streamOf(id); ok {
+			row.Lacks = here.Lacks
+		}
 		for _, h := range known.Holders(id) {
 			at, _ := known.Node(h.Holder())
 			row.Holders = append(row.Holders, holder{Node: h.Holder(), Cluster: at.Cluster, Path: h.Path})

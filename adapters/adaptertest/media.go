@@ -1,12 +1,12 @@
 package adaptertest
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
-	"hash/crc32"
-	"strconv"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,7 +14,6 @@ import (
 
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
-	"github.com/pion/rtp/codecs"
 	"github.com/pion/webrtc/v4"
 	pionmedia "github.com/pion/webrtc/v4/pkg/media"
 	"github.com/pion/webrtc/v4/pkg/media/samplebuilder"
@@ -26,58 +25,11 @@ import (
 const (
 	tick       = 20 * time.Millisecond // an Opus packet; every other one a video frame
 	keyEvery   = 250                   // frames, unless asked for one
-	keySize    = 4000
-	otherSize  = 1500
-	reorderMax = 200 // packets that a player waits for one that is late
+	reorderMax = 200                   // packets that a player waits for one that is late
 )
 
-// Parameter sets of a real H264 baseline stream of 320 × 240, for servers that read them.
-var (
-	sps = []byte{
-		0x67, 0x42, 0xc0, 0x0d, 0xd9, 0x01, 0x41, 0xfb, 0x01, 0x10, 0x00, 0x00, 0x03, 0x00, 0x10, 0x00, 0x00, 0x03, 0x03, 0xc0,
-		0xf1, 0x42, 0xa4, 0x80,
-	}
-	pps       = []byte{0x68, 0xcb, 0x83, 0xcb, 0x20}
-	startCode = []byte{0, 0, 0, 1}
-)
-
-// frame makes an H264 access unit that holds its own number and checksum. Nobody can decode it; whether it arrived whole
-// can be told.
-func frame(number uint32, key bool) []byte {
-	size, nal := otherSize, byte(0x41)
-	var b []byte
-	if key {
-		size, nal = keySize, 0x65
-		b = append(append(append(append(b, startCode...), sps...), startCode...), pps...)
-	}
-	// Letters only: a slice must not hold what looks like a start code.
-	body := []byte(hex.EncodeToString(binary.BigEndian.AppendUint32(nil, number)))
-	for len(body) < size {
-		body = append(body, 'a'+byte(uint32(len(body))*7+number)%26)
-	}
-	body = append(body, hex.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body)))...)
-	b = append(append(b, startCode...), nal)
-	return append(b, body...)
-}
-
-// check reads a frame again.
-func check(b []byte) (number uint32, key, whole bool) {
-	for _, nal := range bytes.Split(b, startCode) {
-		if len(nal) < 18 || nal[0] != 0x41 && nal[0] != 0x65 {
-			continue
-		}
-		body, sum := nal[1:len(nal)-8], nal[len(nal)-8:]
-		n, err := strconv.ParseUint(string(body[:8]), 16, 32)
-		if err != nil || hex.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body))) != string(sum) {
-			return 0, false, false
-		}
-		return uint32(n), nal[0] == 0x65, true
-	}
-	return 0, false, false
-}
-
-// Publisher sends H264, 25 frames a second, and Opus, until it is closed. A key frame comes when it is asked for, and
-// every ten seconds.
+// Publisher sends video, H264 unless it was asked for another codec, 25 frames a second, and Opus, until it is closed. A
+// key frame comes when it is asked for, and every ten seconds.
 type Publisher struct {
 	Session *whip.Session
 
@@ -103,14 +55,32 @@ func (h Harness) Publish(t testing.TB, id adapters.StreamID) *Publisher {
 // TryPublish is Publish for streams that may be refused.
 func (h Harness) TryPublish(t testing.TB, id adapters.StreamID) (*Publisher, error) {
 	t.Helper()
+	return h.publish(t, h.Adapter.Ingest(id), webrtc.MimeTypeH264, h.client())
+}
+
+// PublishCodec is Publish with video of another codec: H264, VP8, VP9 or AV1, by its MIME type.
+func (h Harness) PublishCodec(t testing.TB, id adapters.StreamID, mime string) *Publisher {
+	t.Helper()
+	p, err := h.publish(t, h.Adapter.Ingest(id), mime, h.client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client *whip.Client) (*Publisher, error) {
+	t.Helper()
+	codec, ok := codecOf(mime)
+	if !ok {
+		t.Fatalf("nobody can make %s here", mime)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), h.patience())
 	defer cancel()
 	var video, audio *webrtc.TrackLocalStaticSample
 	var sender *webrtc.RTPSender
-	session, err := h.client().Publish(ctx, h.Adapter.Ingest(id), func(pc *webrtc.PeerConnection) (err error) {
+	session, err := client.Publish(ctx, ep, func(pc *webrtc.PeerConnection) (err error) {
 		video, err = webrtc.NewTrackLocalStaticSample(webrtc.RTPCodecCapability{
-			MimeType: webrtc.MimeTypeH264, ClockRate: 90000,
-			SDPFmtpLine: "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
+			MimeType: codec.mime, ClockRate: 90000, SDPFmtpLine: codec.format,
 		}, "video", "adaptertest")
 		if err != nil {
 			return err
@@ -129,6 +99,14 @@ func (h Harness) TryPublish(t testing.TB, id adapters.StreamID) (*Publisher, err
 				return err
 			}
 			sender = transceiver.Sender()
+			if h.OneCodec && track == webrtc.TrackLocal(video) {
+				only := slices.DeleteFunc(sender.GetParameters().Codecs, func(c webrtc.RTPCodecParameters) bool {
+					return !strings.EqualFold(c.MimeType, codec.mime)
+				})
+				if err := transceiver.SetCodecPreferences(only); err != nil {
+					return err
+				}
+			}
 		}
 		return nil
 	})
@@ -137,13 +115,13 @@ func (h Harness) TryPublish(t testing.TB, id adapters.StreamID) (*Publisher, err
 	}
 	run, stop := context.WithCancel(context.Background())
 	p := &Publisher{Session: session, t: t, patience: h.patience(), stop: stop}
-	p.group.Go(func() { p.send(run, audio, video) })
+	p.group.Go(func() { p.send(run, audio, video, codec) })
 	p.group.Go(func() { p.hear(sender) })
 	t.Cleanup(p.Close)
 	return p, nil
 }
 
-func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalStaticSample) {
+func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalStaticSample, codec codec) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for n := uint32(0); ; n++ {
@@ -151,7 +129,7 @@ func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalSta
 		_ = audio.WriteSample(pionmedia.Sample{Data: binary.BigEndian.AppendUint32([]byte{0xfc}, n), Duration: tick})
 		if n%2 == 0 {
 			key := n/2%keyEvery == 0 || p.keyWish.Swap(false)
-			_ = video.WriteSample(pionmedia.Sample{Data: frame(n/2, key), Duration: 2 * tick})
+			_ = video.WriteSample(pionmedia.Sample{Data: codec.frame(n/2, key), Duration: 2 * tick})
 		}
 		select {
 		case <-ticker.C:
@@ -210,7 +188,8 @@ type PlayerStats struct {
 	Damaged           int // video frames of which something was missing
 	Audio             int // audio packets
 	Packets           int // video packets
-	First             time.Duration
+	First, FirstKey   time.Duration
+	Video             string // MIME type
 }
 
 // Player plays a stream that a Publisher publishes, and counts.
@@ -228,14 +207,25 @@ type Player struct {
 	changed chan struct{}
 }
 
-// Play plays a stream; the test's end closes it, where nobody did before.
+// retry is the pause before a play that was refused is tried again.
+const retry = 50 * time.Millisecond
+
+// Play plays a stream that is published, or about to be: many servers serve it only once its first media has come. The
+// test's end closes it, where nobody did before.
 func (h Harness) Play(t testing.TB, id adapters.StreamID) *Player {
 	t.Helper()
-	p, err := h.TryPlay(t, id)
-	if err != nil {
-		t.Fatal(err)
+	deadline := time.Now().Add(h.patience())
+	for {
+		p, err := h.TryPlay(t, id)
+		if err == nil {
+			return p
+		}
+		refused, ok := errors.AsType[*whip.StatusError](err)
+		if !ok || refused.Code != http.StatusNotFound && refused.Code != http.StatusConflict || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(retry)
 	}
-	return p
 }
 
 // TryPlay is Play for streams that may be refused.
@@ -268,7 +258,16 @@ func (h Harness) TryPlay(t testing.TB, id adapters.StreamID) (*Player, error) {
 }
 
 func (p *Player) receive(track *webrtc.TrackRemote) {
-	builder := samplebuilder.New(reorderMax, &codecs.H264Packet{}, 90000)
+	var builder *samplebuilder.SampleBuilder
+	codec, known := codecOf(track.Codec().MimeType)
+	if known {
+		builder = samplebuilder.New(reorderMax, codec.depacketizer(), 90000)
+	}
+	p.count(func(s *PlayerStats) {
+		if track.Kind() == webrtc.RTPCodecTypeVideo {
+			s.Video = track.Codec().MimeType
+		}
+	})
 	for {
 		packet, _, err := track.ReadRTP()
 		if err != nil {
@@ -279,21 +278,25 @@ func (p *Player) receive(track *webrtc.TrackRemote) {
 			continue
 		}
 		p.count(func(s *PlayerStats) { s.Packets++ })
-		p.assemble(builder, packet)
+		if known {
+			p.assemble(codec, builder, packet)
+		}
 	}
 }
 
-func (p *Player) assemble(builder *samplebuilder.SampleBuilder, packet *rtp.Packet) {
+func (p *Player) assemble(codec codec, builder *samplebuilder.SampleBuilder, packet *rtp.Packet) {
 	builder.Push(packet)
 	for sample := builder.Pop(); sample != nil; sample = builder.Pop() {
-		_, key, whole := check(sample.Data)
+		_, key, whole := codec.check(sample.Data)
 		p.count(func(s *PlayerStats) {
 			switch {
 			case !whole:
 				s.Damaged++
 				return
 			case key:
-				s.KeyFrames++
+				if s.KeyFrames++; s.KeyFrames == 1 {
+					s.FirstKey = time.Since(p.begun)
+				}
 			}
 			if s.Frames++; s.Frames == 1 {
 				s.First = time.Since(p.begun)
@@ -321,6 +324,12 @@ func (p *Player) Stats() PlayerStats {
 func (p *Player) WaitFrames(n int) {
 	p.t.Helper()
 	p.wait("video frames", func(s PlayerStats) int { return s.Frames }, n)
+}
+
+// WaitKeyFrames waits until n whole key frames have come in all.
+func (p *Player) WaitKeyFrames(n int) {
+	p.t.Helper()
+	p.wait("key frames", func(s PlayerStats) int { return s.KeyFrames }, n)
 }
 
 // WaitAudio waits until n audio packets have come in all.

@@ -23,6 +23,17 @@ func TestAdapter(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.Unreachable = unreachable
+			if name == "tokens" {
+				h.Server = "the built-in SFU"
+				denied, err := NewAdapter(AdapterConfig{
+					BaseURL: server.url, PublishToken: "wrong", PlayToken: "wrong", APIToken: "wrong",
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(denied.client.CloseIdleConnections)
+				h.Denied = denied
+			}
 			adaptertest.Run(t, h)
 		})
 	}

@@ -102,14 +102,13 @@ func number(kind uint16, value uint32) attribute {
 	return attribute{kind, binary.NativeEndian.AppendUint32(nil, value)}
 }
 
-// request sends a netlink message and waits for its acknowledgement (RFC 3549 section 2.3.2).
-func request(fd int, kind, flags uint16, body any, attributes ...attribute) error {
+// nested is an attribute that holds others.
+func nested(kind uint16, attributes ...attribute) attribute {
+	return attribute{kind, appendAttributes(nil, attributes)}
+}
+
+func appendAttributes(message []byte, attributes []attribute) []byte {
 	const align = 4
-	message := make([]byte, syscall.NLMSG_HDRLEN)
-	message, err := binary.Append(message, binary.NativeEndian, body)
-	if err != nil {
-		return err
-	}
 	for _, a := range attributes {
 		message = binary.NativeEndian.AppendUint16(message, uint16(syscall.SizeofRtAttr+len(a.value)))
 		message = binary.NativeEndian.AppendUint16(message, a.kind)
@@ -118,6 +117,17 @@ func request(fd int, kind, flags uint16, body any, attributes ...attribute) erro
 			message = append(message, 0)
 		}
 	}
+	return message
+}
+
+// request sends a netlink message and waits for its acknowledgement (RFC 3549 section 2.3.2).
+func request(fd int, kind, flags uint16, body any, attributes ...attribute) error {
+	message := make([]byte, syscall.NLMSG_HDRLEN)
+	message, err := binary.Append(message, binary.NativeEndian, body)
+	if err != nil {
+		return err
+	}
+	message = appendAttributes(message, attributes)
 	if _, err := binary.Encode(message, binary.NativeEndian, syscall.NlMsghdr{
 		Len: uint32(len(message)), Type: kind, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_ACK | flags,
 	}); err != nil {

@@ -56,7 +56,7 @@ type Catalogue struct {
 	local    []adapters.Stream // as reported last, without names that nobody publishes
 	bindings map[adapters.StreamID]binding
 	carriers map[adapters.StreamID]*carrier
-	tells    bool // the server's sessions were seen to match the locations that it hands out
+	tells    bool // the server's sessions were seen to be marked as ours, or to match the locations that it hands out
 	carried  map[adapters.StreamID]Hold
 
 	own        *holder
@@ -413,9 +413,9 @@ func (c *Catalogue) publish(holds map[adapters.StreamID]Hold, s adapters.Stream)
 func (c *Catalogue) mine(s adapters.Stream, session string) bool {
 	o := c.carriers[s.ID]
 	if o == nil {
-		return false
+		return s.Relayed
 	}
-	if s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
+	if s.Relayed || s.Session != "" && slices.ContainsFunc(o.locations, func(l string) bool { return names(l, s.Session) }) {
 		c.tells, o.reported = true, true
 		return true
 	}

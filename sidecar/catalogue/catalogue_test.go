@@ -342,6 +342,13 @@ func TestCarried(t *testing.T) {
 			setLocal(t, c, streams...)
 		}
 	}
+	marked := func(session string) func(*testing.T, *catalogue.Catalogue) {
+		return func(t *testing.T, c *catalogue.Catalogue) {
+			s := stream("x", session)
+			s.Relayed = true
+			setLocal(t, c, s)
+		}
+	}
 	tests := map[string][]step{
 		"a relay from begin to end": {
 			{do: carry},
@@ -352,6 +359,21 @@ func TestCarried(t *testing.T) {
 			{do: report("s1"), reason: "nor now"},
 			{do: report()},
 			{do: report("s2"), want: "x@8", reason: "a publisher"},
+		},
+		"a relay that the server marks": {
+			{do: carry},
+			{do: marked("s1"), reason: "reported before its location is known"},
+			{do: located("http://server/whip/x/secret")},
+			{do: marked("s1")},
+			{do: report("s2"), want: "x@8", reason: "a publisher has taken the name over"},
+			{do: uncarry, want: "x@8"},
+			{do: marked("s1"), reason: "what the relay left behind"},
+			{do: believe, reason: "whatever time goes by"},
+			{do: report("s3"), want: "x@9"},
+		},
+		"a mark of which no relay is known": {
+			{do: marked("s1"), reason: "a process before this one was killed before it knew the location"},
+			{do: report("s2"), want: "x@8"},
 		},
 		"reported only after the end": {
 			{do: carry},

@@ -23,8 +23,14 @@ import (
 // Prefix starts the name of every variable of ours.
 const Prefix = "SIDESTREAM_"
 
-// PionSFU is the adapter of the built-in SFU.
-const PionSFU = "pionsfu"
+// PionSFU is the adapter of the built-in SFU, and Generically that of servers which settings describe.
+const (
+	PionSFU     = "pionsfu"
+	Generically = "generic"
+)
+
+// JanusName is the adapter that has settings of its own.
+const JanusName = "janus"
 
 // Config is all that a sidecar is told from outside.
 type Config struct {
@@ -60,8 +66,77 @@ type Adapter struct {
 	// URL is the server's base URL. Unset: the adapter's usual port at the pod's IP; with pionsfu, the built-in SFU runs
 	// in the sidecar's own process.
 	URL *url.URL `env:"URL"`
-	// Token is what the sidecar shows to the server, as a bearer token.
+	// Token is what the sidecar shows to the server, as a bearer token; to Janus, its api_secret.
 	Token Secret `env:"TOKEN"`
+	// User and Password are shown instead of a token to servers that want those (MediaMTX).
+	User     string `env:"USER"`
+	Password Secret `env:"PASSWORD"`
+	// Publish, Play and API are shown instead of those above where the server wants others for WHIP, for WHEP, or at its own
+	// API.
+	Publish Credentials `envPrefix:"PUBLISH_"`
+	Play    Credentials `envPrefix:"PLAY_"`
+	// APIURL is where the server's own API is, unless that is at the adapter's usual place.
+	APIURL *url.URL    `env:"API_URL"`
+	API    Credentials `envPrefix:"API_"`
+	// Generic describes a server that has no adapter of its own.
+	Generic Generic `envPrefix:"GENERIC_"`
+	// Janus is for the adapter of that name.
+	Janus Janus `envPrefix:"JANUS_"`
+}
+
+// Credentials are a bearer token, or a user and password.
+type Credentials struct {
+	User     string `env:"USER"`
+	Password Secret `env:"PASSWORD"`
+	Token    Secret `env:"TOKEN"`
+}
+
+// Generic describes a server to the adapter of that name.
+type Generic struct {
+	// Publish and Play are the paths to which WHIP and WHEP offers go, {stream} in place of the stream's name: /whip/{stream}.
+	// Empty: the server cannot do that.
+	Publish string `env:"PUBLISH_PATH"`
+	Play    string `env:"PLAY_PATH"`
+	// Header are further header fields for all requests, "Name: value", one a line.
+	Header Secret `env:"HEADER"`
+	// MissingStatus are the statuses by which the server says that nobody publishes what is to be played; where MissingBody is
+	// set, its answer holds that, too.
+	MissingStatus []int  `env:"MISSING_STATUS" envDefault:"404"`
+	MissingBody   string `env:"MISSING_BODY"`
+	// Inventory is the path or URL of a JSON document about the server's streams, and Query an expression of jq that makes
+	// {name, session, since, readers, tracks} of it. Empty: streams that are published at the server stay unknown, so that it
+	// serves as an edge only.
+	Inventory string `env:"INVENTORY_URL"`
+	Query     string `env:"INVENTORY_QUERY"`
+	// Codecs are the MIME types that the server takes; empty: all.
+	Codecs []string `env:"CODECS"`
+	// InOrder, FillAudio, DropsReaders, Waits and IgnoresPLI are set where packets must reach the server in order, it counts
+	// audio packets to make their times, it closes readers when the publisher changes, it accepts a play of what nobody
+	// publishes, and its publishers do not hear of its readers' key frame requests. MaxHold is how long it waits for a packet.
+	InOrder      bool          `env:"IN_ORDER"`
+	MaxHold      time.Duration `env:"MAX_HOLD"`
+	FillAudio    bool          `env:"FILL_AUDIO"`
+	DropsReaders bool          `env:"DROPS_READERS"`
+	Waits        bool          `env:"WAITS"`
+	IgnoresPLI   bool          `env:"IGNORES_PLI"`
+}
+
+// Janus is what the adapter for a Janus is told besides: for that server the sidecar is the WHIP and WHEP endpoint itself.
+type Janus struct {
+	// AuthToken is one of Janus' own tokens, where it has token_auth.
+	AuthToken Secret `env:"AUTH_TOKEN"`
+	// AdminKey is the VideoRoom plugin's admin_key: rooms are made with it, and private ones seen.
+	AdminKey Secret `env:"ADMIN_KEY"`
+	// RoomSecret and RoomPIN are those of the rooms, also of those that the sidecar makes.
+	RoomSecret Secret `env:"ROOM_SECRET"`
+	RoomPIN    Secret `env:"ROOM_PIN"`
+	// AdminURL and AdminSecret are of Janus' API for administration. With it viewers are counted that did not come by WHEP.
+	AdminURL    *url.URL `env:"ADMIN_URL"`
+	AdminSecret Secret   `env:"ADMIN_SECRET"`
+	// PublishToken and PlayToken are what publishers and viewers of the gateway must show. Unset: nothing, where Janus has
+	// no secret or token either; where it has, nobody may.
+	PublishToken Secret `env:"PUBLISH_TOKEN"`
+	PlayToken    Secret `env:"PLAY_TOKEN"`
 }
 
 // Gateway is the HTTP front door of the pod.
@@ -407,6 +482,8 @@ func (f field) hint() string {
 		return "a whole number"
 	case netip.Addr:
 		return "an IP address such as 10.0.0.7"
+	case []int:
+		return "whole numbers with commas between them"
 	case []netip.Addr:
 		return "IP addresses with commas between them"
 	case []netip.Prefix:

@@ -23,7 +23,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		ClusterCAFile: "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
 		StateDir:      "/var/lib/sidestream",
-		Adapter:       Adapter{Name: "pionsfu"},
+		Adapter:       Adapter{Name: "pionsfu", Generic: Generic{MissingStatus: []int{404}}},
 		Gateway:       Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
 		Peer:          Peer{Listen: ":18443", PortName: "sidestream-peer", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
 		Relay:         Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
@@ -57,7 +57,20 @@ func full(t *testing.T) Config {
 	}
 	return Config{
 		NodeID: "7b0c", Cluster: "us-west", ClusterCAFile: "/ca.crt", Namespace: "media", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
-		Adapter: Adapter{Name: "mediamtx", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c"},
+		Adapter: Adapter{
+			Name: "generic", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c", User: "u", Password: "p q",
+			Publish: Credentials{User: "v", Password: "r", Token: "t"}, Play: Credentials{User: "w", Password: "s", Token: "o"},
+			APIURL: parse("http://10.0.0.7:9997"), API: Credentials{User: "x", Password: "é", Token: "n"},
+			Generic: Generic{
+				Publish: "/whip/{stream}", Play: "/whep/{stream}", Header: "A: b\nC: d", MissingStatus: []int{404, 409}, MissingBody: "none",
+				Inventory: "/api", Query: ".[]|{name}", Codecs: []string{"video/H264", "audio/opus"},
+				InOrder: true, MaxHold: time.Second, FillAudio: true, DropsReaders: true, Waits: true, IgnoresPLI: true,
+			},
+			Janus: Janus{
+				AuthToken: "t", AdminKey: "k", RoomSecret: "s", RoomPIN: "1234", AdminURL: parse("http://10.0.0.7:7088/admin"),
+				AdminSecret: "as", PublishToken: "jp", PlayToken: "jq",
+			},
+		},
 		Gateway: Gateway{
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
 			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
@@ -85,7 +98,10 @@ func full(t *testing.T) Config {
 func TestRoundTrip(t *testing.T) {
 	c := full(t)
 	valid := c
-	valid.Peer.KeyFile = "" // of the two, one
+	valid.Peer.KeyFile = ""       // of the two, one
+	valid.Adapter.Janus = Janus{} // of the makes, one
+	valid.Adapter.User, valid.Adapter.Password = "", ""
+	valid.Adapter.Publish.Token, valid.Adapter.Play.Token, valid.Adapter.API.Token = "", "", ""
 	if err := valid.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -199,6 +215,32 @@ func TestValidate(t *testing.T) {
 			}, []string{"SIDESTREAM_ADAPTER_URL", "holds a user", "has a query"},
 		},
 		"token": {func(c *Config) { c.Adapter.Token = "x\n" }, []string{"SIDESTREAM_ADAPTER_TOKEN"}},
+		"janus": {
+			func(c *Config) {
+				c.Adapter.Name = "janus"
+				c.Adapter.Janus = Janus{PublishToken: "a b", AdminURL: &url.URL{Scheme: "ftp", Host: "a"}}
+			},
+			[]string{"JANUS_ADMIN_URL is", "JANUS_ADMIN_SECRET go together", "JANUS_PUBLISH_TOKEN"},
+		},
+		"janus unused": {func(c *Config) { c.Adapter.Janus.AdminKey = "k" }, []string{"settings for a Janus"}},
+		"user and token": {
+			func(c *Config) { c.Adapter.Token, c.Adapter.User = "t", "u" }, []string{"SIDESTREAM_ADAPTER_TOKEN and"},
+		},
+		"user":     {func(c *Config) { c.Adapter.Play.User = "a:b" }, []string{"SIDESTREAM_ADAPTER_PLAY_USER"}},
+		"password": {func(c *Config) { c.Adapter.API.User, c.Adapter.API.Password = "a", "b\n" }, []string{"SIDESTREAM_ADAPTER_API_USER"}},
+		"generic settings of another": {
+			func(c *Config) { c.Adapter.Generic.Publish = "/whip/{stream}" }, []string{"SIDESTREAM_ADAPTER_NAME=generic"},
+		},
+		"generic": {
+			func(c *Config) {
+				c.Adapter.Name = "generic"
+				c.Adapter.Generic = Generic{
+					MissingStatus: []int{200}, Inventory: "/x", MaxHold: time.Hour, Header: "topsecret",
+				}
+			}, []string{
+				"SIDESTREAM_ADAPTER_URL", "GENERIC_MISSING_STATUS", "GENERIC_INVENTORY_QUERY", "GENERIC_MAX_HOLD", "GENERIC_HEADER",
+			},
+		},
 		"listeners": {
 			func(c *Config) { c.Gateway.Listen, c.Peer.Listen, c.Admin.Listen = "", "1.2.3.4", ":99999" },
 			[]string{"SIDESTREAM_GATEWAY_LISTEN", "SIDESTREAM_PEER_LISTEN", "SIDESTREAM_ADMIN_LISTEN"},
@@ -280,9 +322,12 @@ func TestSecretsStayHidden(t *testing.T) {
 	c := full(t)
 	c.Adapter.Token, c.SFU.PublishToken, c.SFU.PlayToken, c.Peer.Key = "topsecret", "topsecret", "topsecret", "topsecret"
 	c.Adapter.URL.User = url.UserPassword("u", "topsecret")
+	c.Adapter.Password, c.Adapter.Generic.Header = "topsecret", "X: topsecret"
+	c.Adapter.Publish = Credentials{Password: "topsecret", Token: "topsecret"}
 	var out bytes.Buffer
 	slog.New(slog.NewTextHandler(&out, nil)).Info("configuration", "config", c, "token", c.Adapter.Token)
 	fmt.Fprintf(&out, "%v %+v %#v %s", c.Adapter.Token, c.SFU, c.SFU, c.Adapter.Token)
+	fmt.Fprintf(&out, "%v %+v %#v", c.Adapter.Publish, c.Adapter.Generic, c.Adapter.Generic)
 	if strings.Contains(out.String(), "topsecret") {
 		t.Errorf("a secret shows: %s", out.String())
 	}

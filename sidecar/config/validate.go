@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/textproto"
 	"net/url"
 	"path"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -52,7 +55,14 @@ func (c Config) Validate() error {
 		f.add("SIDESTREAM_ADAPTER_NAME is %q: name the media server, such as pionsfu or mediamtx", c.Adapter.Name)
 	}
 	f.url("SIDESTREAM_ADAPTER_URL", c.Adapter.URL, "the server's base URL, such as http://10.0.0.7:8889")
-	f.token("SIDESTREAM_ADAPTER_TOKEN", c.Adapter.Token)
+	a := c.Adapter
+	f.credentials("SIDESTREAM_ADAPTER", Credentials{User: a.User, Password: a.Password, Token: a.Token})
+	f.credentials("SIDESTREAM_ADAPTER_PUBLISH", a.Publish)
+	f.credentials("SIDESTREAM_ADAPTER_PLAY", a.Play)
+	f.credentials("SIDESTREAM_ADAPTER_API", a.API)
+	f.url("SIDESTREAM_ADAPTER_API_URL", a.APIURL, "the URL of the server's API, such as http://10.0.0.7:9997")
+	f.generic(a)
+	f.janus(a)
 
 	f.listen("SIDESTREAM_GATEWAY_LISTEN", c.Gateway.Listen)
 	f.url("SIDESTREAM_GATEWAY_PUBLIC_URL", c.Gateway.PublicURL, "the URL by which viewers reach the gateway")
@@ -173,6 +183,62 @@ func (f *faults) sfu(s SFU) {
 	}
 	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
+}
+
+func (f *faults) janus(a Adapter) {
+	j := a.Janus
+	if a.Name != JanusName {
+		if j != (Janus{}) {
+			f.add("settings for a Janus are given and not used: set SIDESTREAM_ADAPTER_NAME to %s, or leave them away", JanusName)
+		}
+		return
+	}
+	f.url("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL", j.AdminURL, "the URL of Janus' administration API, such as http://10.0.0.7:7088/admin")
+	if (j.AdminURL == nil) != (j.AdminSecret == "") {
+		f.add("SIDESTREAM_ADAPTER_JANUS_ADMIN_URL and SIDESTREAM_ADAPTER_JANUS_ADMIN_SECRET go together: set both or neither")
+	}
+	f.token("SIDESTREAM_ADAPTER_JANUS_PUBLISH_TOKEN", j.PublishToken)
+	f.token("SIDESTREAM_ADAPTER_JANUS_PLAY_TOKEN", j.PlayToken)
+}
+
+// credentials refuses what a server would misunderstand: both kinds at once, and a user that a colon would end.
+func (f *faults) credentials(name string, c Credentials) {
+	f.token(name+"_TOKEN", c.Token)
+	if c.Token != "" && (c.User != "" || c.Password != "") {
+		f.add("%s_TOKEN and %s_USER or _PASSWORD are set: a server is shown one or the other", name, name)
+	}
+	if strings.Contains(c.User, ":") {
+		f.add("%s_USER holds a colon, which ends a user's name in what is sent: take another user", name)
+	}
+	if strings.ContainsFunc(c.User+string(c.Password), func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		f.add("%s_USER or _PASSWORD holds a control character: check how the secret was made (a trailing newline?)", name)
+	}
+}
+
+func (f *faults) generic(a Adapter) {
+	g := a.Generic
+	if a.Name != Generically {
+		if !reflect.DeepEqual(g, Default().Adapter.Generic) {
+			f.add("settings that describe a generic server count only with SIDESTREAM_ADAPTER_NAME=%s: set that too, or unset them",
+				Generically)
+		}
+		return
+	}
+	if a.URL == nil {
+		f.add("SIDESTREAM_ADAPTER_URL is not set: a generic server is at the address that you say, such as http://10.0.0.7:8080")
+	}
+	for _, s := range g.MissingStatus {
+		if s < 400 || s > 599 {
+			f.add("SIDESTREAM_ADAPTER_GENERIC_MISSING_STATUS holds %d: give statuses from 400 to 599, such as 404,409", s)
+		}
+	}
+	if (g.Inventory == "") != (g.Query == "") {
+		f.add("SIDESTREAM_ADAPTER_GENERIC_INVENTORY_URL and SIDESTREAM_ADAPTER_GENERIC_INVENTORY_QUERY go together: set both or none")
+	}
+	f.duration("SIDESTREAM_ADAPTER_GENERIC_MAX_HOLD", g.MaxHold, 0, 10*time.Second)
+	if _, err := g.HeaderFields(); err != nil {
+		f.add("SIDESTREAM_ADAPTER_GENERIC_HEADER: %w", err)
+	}
 }
 
 func (f *faults) sharedKey(p Peer) {
@@ -296,3 +362,21 @@ func hostName(h string) bool {
 	}
 	return len(h) <= 253 && regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`).MatchString(h)
 }
+
+// HeaderFields reads Header.
+func (g Generic) HeaderFields() (http.Header, error) {
+	h := make(http.Header)
+	for line := range strings.Lines(string(g.Header)) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || !headerName.MatchString(name) || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return nil, errors.New("write each field as Name: value, one a line") // not the line: it may be a secret
+		}
+		h.Add(textproto.CanonicalMIMEHeaderKey(name), strings.TrimSpace(value))
+	}
+	return h, nil
+}
+
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")

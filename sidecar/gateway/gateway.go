@@ -103,7 +103,7 @@ func New(o Options) *Gateway {
 	setDefault(&o.PollInterval, DefaultPollInterval)
 	setDefault(&o.SessionAge, DefaultSessionAge)
 	if o.Transport == nil {
-		o.Transport = newTransport()
+		o.Transport = NewTransport()
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -123,9 +123,9 @@ func setDefault[T int | int64 | time.Duration](value *T, to T) {
 	}
 }
 
-// newTransport dials the media server. Idle connections end before a server's own patience does (Node's is 5 s),
+// NewTransport dials the media server. Idle connections end before a server's own patience does (Node's is 5 s),
 // because a POST that meets a connection just closed cannot be sent again. No proxy of the environment is in between.
-func newTransport() *http.Transport {
+func NewTransport() *http.Transport {
 	return &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
 		MaxIdleConnsPerHost:   64,
@@ -211,6 +211,9 @@ func (g *Gateway) public(w *recorder, r *http.Request) {
 	case matched && want.Publish && r.Method == http.MethodPost:
 		w.kind = kindPublish
 		g.open(w, r)
+		if looker, ok := g.o.Adapter.(adapters.Looker); ok && sessionOpened(w.status) {
+			looker.Look() // so that the stream is known with its first media
+		}
 	case isSDP(r.Header):
 		g.open(w, r)
 	default:

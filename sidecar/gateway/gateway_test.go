@@ -197,6 +197,45 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// looking counts how often it is told to look.
+type looking struct {
+	adapters.Adapter
+	looks *int
+}
+
+func (l looking) Look() { *l.looks++ }
+
+// A publication that passes makes an adapter that polls look at once; nothing else does.
+func TestPublishMakesAdapterLook(t *testing.T) {
+	s := newServer(t, "demo")
+	target, _ := url.Parse(s.URL)
+	looks := 0
+	n := New(Options{Adapter: looking{adapter{base: target}, &looks}, Target: target, NodeID: "a"})
+	for _, step := range []struct {
+		path, kind string
+		want       int
+	}{
+		{"/live/demo/whep", "application/sdp", 0},
+		{"/live/demo/whip", "application/sdp", 1},
+		{"/other", "text/plain", 1},
+	} {
+		r := httptest.NewRequest(http.MethodPost, step.path, strings.NewReader(offer)).WithContext(t.Context())
+		r.Header.Set("Content-Type", step.kind)
+		n.ServeHTTP(httptest.NewRecorder(), r)
+		if looks != step.want {
+			t.Errorf("POST %s: told to look %d times in all; want %d", step.path, looks, step.want)
+		}
+	}
+	s.set(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusUnauthorized); return true })
+	r := httptest.NewRequest(http.MethodPost, "/live/demo/whip", strings.NewReader(offer)).WithContext(t.Context())
+	r.Header.Set("Content-Type", "application/sdp")
+	n.ServeHTTP(httptest.NewRecorder(), r)
+	if looks != 1 {
+		t.Error("told to look after a publication that was refused")
+	}
+	n.o.Transport.(*http.Transport).CloseIdleConnections()
+}
+
 func TestAbsoluteSessionURLs(t *testing.T) {
 	public, _ := url.Parse("https://germany.example.org/live/")
 	for _, absolute := range []bool{false, true} {

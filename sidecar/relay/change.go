@@ -689,7 +689,6 @@ func (h *handover) runKeyFrame(ctx context.Context, known *uint32) error {
 	rate := l.codec.ClockRate
 	tick := time.NewTicker(alignTick)
 	defer tick.Stop()
-	f.track.RequestKeyFrame()
 	var p media.Packet
 	for {
 		if kept := h.kept(f); kept != nil {
@@ -721,9 +720,9 @@ func (h *handover) runKeyFrame(ctx context.Context, known *uint32) error {
 					h.seams[f] = seam{shift: media.Shift{Timestamp: offset}}
 					return l.atKeyFrame(ctx, f, p.Header.SequenceNumber, withPictures(h.seams[f].shift, pictures), h.flows)
 				}
-				f.track.RequestKeyFrame()
 			}
 		}
+		f.track.RequestKeyFrame() // it merges wishes and spaces them
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

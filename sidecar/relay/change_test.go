@@ -498,7 +498,11 @@ func TestChangePlanned(t *testing.T) {
 			v.awaitReports()
 			audioAfter, videoAfter := v.awaitReports()
 			a, b := audioAfter-audio, videoAfter-video
-			if _, ok := second.(*sfu); (a-b).Abs() > 20*time.Millisecond || ok && max(a.Abs(), b.Abs()) > 10*time.Millisecond {
+			most := 10 * time.Millisecond
+			if _, ok := second.(*relaytest.Remux); ok {
+				most = 50 * time.Millisecond // it reports by its own clock what it has held back for a frame
+			}
+			if max(a.Abs(), b.Abs()) > most {
 				t.Errorf("sender reports moved by %s for audio, %s for video", a, b)
 			}
 			s := v.story(test.circle)
@@ -561,8 +565,9 @@ func TestChangeParentKilled(t *testing.T) {
 			if s.repeated > 0 || s.back > 0 {
 				t.Errorf("%+v", s)
 			}
-			if _, ok := second.(*sfu); ok && (how != HowAligned || s.missing > 0) {
-				t.Errorf("%s, %d frames missing from a server that begins with the last key frame", how, s.missing)
+			// The built-in server begins with the last key frame, which may be one that the old parent did not send any more.
+			if _, ok := second.(*sfu); ok && how == HowAligned && s.missing > 0 {
+				t.Errorf("%d frames missing", s.missing)
 			}
 			subject.awaitFlow(t, FlowOn)
 		})
@@ -717,14 +722,18 @@ func TestChangeTracks(t *testing.T) {
 	t.Parallel()
 	sound := relaytest.Shape{Audio: true}
 	both := relaytest.Shape{Video: webrtc.MimeTypeVP8, Audio: true, Exact: true}
+	late := both
+	late.VideoAfter = 1500 * time.Millisecond
 	for _, test := range []struct {
 		name     string
 		from, to relaytest.Shape
 		how      string
+		video    bool
 	}{
-		{"without video", both, sound, HowClock},
-		{"with video that is not published", sound, both, HowClock},
-		{"with both", both, both, HowKeyFrame},
+		{"without video", both, sound, HowClock, false},
+		{"with video that is not published", sound, both, HowClock, false},
+		{"with both", both, both, HowKeyFrame, true},
+		{"with video that comes late", both, late, HowClock, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -745,8 +754,52 @@ func TestChangeTracks(t *testing.T) {
 			}
 			before := h.sink.Received("demo")
 			h.awaitReception(func(r relaytest.Reception) bool {
-				return r.Audio >= before.Audio+20 && (test.how != HowKeyFrame || r.Video >= before.Video+60)
+				return r.Audio >= before.Audio+20 && (!test.video || r.Video >= before.Video+60)
 			})
+		})
+	}
+}
+
+// A change that is given up, or whose source dies on the way, leaves nothing behind and the old source alone.
+func TestChangeGivenUp(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name string
+		end  func(other *relaytest.Source) // when it has been asked
+	}{
+		{"out of time", func(*relaytest.Source) {}},
+		{"the new source dies", func(other *relaytest.Source) { other.Vanish() }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			h := newHop(t, hopOptions{shape: relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true}})
+			other, err := relaytest.NewSource(nil, relaytest.Shape{Video: webrtc.MimeTypeH264, Audio: true, Silent: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			background(t, other.Run)
+			h.awaitLive()
+			// Long enough for the session to be open: one that is given up while it is asked for nobody can delete.
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			go func() {
+				if other.Await(ctx, func(opened, _ int) bool { return opened == 1 }) == nil {
+					test.end(other)
+				}
+			}()
+			if how, err := h.session.Change(ctx, Source{From: other.Endpoint("demo")}); err == nil {
+				t.Errorf("changed by %s to a source that sends nothing", how)
+			}
+			if err := other.Await(bound(t), counts(1)); err != nil {
+				t.Errorf("the new session is not freed: %v", err)
+			}
+			frames := h.sink.Received("demo").Frames
+			if r := h.awaitReception(func(r relaytest.Reception) bool { return r.Frames >= frames+30 }); r.Late > 0 {
+				t.Errorf("%d frames are incomplete", r.Late)
+			}
+			if state, _ := h.session.Source(); state.Flow != FlowOn {
+				t.Errorf("source: %+v", state)
+			}
 		})
 	}
 }
