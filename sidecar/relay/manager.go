@@ -593,8 +593,8 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			// What has no source is planned for as if nothing ran. The session ends by itself when it finds none; that it has
 			// one, which may not be used, it does not know.
 			if r := e.run; r != nil && r.moving {
-				if h, ok := state.Hold(r.next, id); ok && h.Through(state.Self().ID) {
-					r.abort() // it has turned to this node meanwhile
+				if h, ok := state.Hold(r.next, id); !ok || h.Through(state.Self().ID) {
+					r.abort() // it has lost the stream meanwhile, or has it from this node
 				}
 			}
 			if r := e.run; r != nil && r.dark && !r.moving {

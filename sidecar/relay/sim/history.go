@@ -57,6 +57,9 @@ func playHistory(seed uint64, verbose bool) (*world, error) {
 		}
 	}
 	w.run(w.draw(span{0, 6 * time.Second}))
+	if w.chance(0.2) {
+		w.restless()
+	}
 	events := 10 + w.rand.IntN(60)
 	pace := span{0, time.Duration(200+w.rand.IntN(2500)) * time.Millisecond}
 	for range events {
@@ -76,7 +79,10 @@ func playHistory(seed uint64, verbose bool) (*world, error) {
 		}
 		switch rested := w.now - w.quietAt; {
 		case rested >= restFor+w.linger && !w.doubtful():
-			return w, w.rest()
+			if err := w.rest(); err != nil {
+				return w, err
+			}
+			return w, w.rush()
 		case w.now-began > restMost:
 			err := w.rest()
 			return w, fmt.Errorf("does not come to rest in %s (%v)", restMost, err)
@@ -96,6 +102,66 @@ func (w *world) doubtful() bool {
 			return !ok || w.now < since+doubtTime+time.Second
 		})
 	})
+}
+
+// restless lets distances change, again and again, while everybody watches one stream: relays change to cheaper parents, many
+// at a time.
+func (w *world) restless() {
+	w.fanOut = 1 + w.rand.IntN(2)
+	w.nodes[w.rand.IntN(len(w.nodes))].server.spots[0].publish()
+	for _, n := range w.nodes {
+		n.boot()
+		n.server.spots[0].want()
+	}
+	for range 10 + w.rand.IntN(20) {
+		for i := range w.wires {
+			for j := range w.wires[i] {
+				if w.chance(0.3) {
+					w.slow(i, j, w.draw(span{0, 400 * time.Millisecond}))
+				}
+			}
+		}
+		w.run(w.now + w.draw(span{0, 10 * time.Second}))
+	}
+}
+
+// rush lets all nodes of a cluster want a stream at once that none of them has, in the quiet world that a history ends with.
+// One of them pulls it.
+func (w *world) rush() error {
+	for i := range w.names {
+		for _, first := range w.nodes {
+			members := w.members[first.cluster]
+			if first != members[0] || !w.connected(first.cluster) {
+				continue
+			}
+			idle := func(n *node) bool {
+				if n.sidecar == nil {
+					return true
+				}
+				state, _ := n.sidecar.catalogue.Snapshot()
+				best, ok := state.Winner(w.names[i])
+				return ok && w.find(best.Origin).cluster != n.cluster && n.server.spots[i].source() == 0 && !n.server.spots[i].wants
+			}
+			if slices.ContainsFunc(members, func(n *node) bool { return !idle(n) }) {
+				continue
+			}
+			key := pulled{i, first.cluster}
+			before := w.pulls[key]
+			waiting := 0
+			for _, n := range members {
+				if n.sidecar != nil {
+					n.server.spots[i].want()
+					waiting++
+				}
+			}
+			w.run(w.now + 5*time.Second)
+			if n := w.pulls[key] - before; waiting > 0 && n != 1 {
+				return fmt.Errorf("%s is wanted by %d nodes of %s at once: %d pulls from outside", w.names[i], waiting, first.cluster, n)
+			}
+			return w.watch.err()
+		}
+	}
+	return nil
 }
 
 // chaos lets one thing happen.
@@ -187,14 +253,12 @@ func (w *world) chaos() {
 		if o != n {
 			slow := w.draw(span{0, 900 * time.Millisecond})
 			w.mark("from %s to %s it takes %s longer", n.id, o.id, slow)
-			w.wires[n.i][o.i].slow = slow
-			w.rewired(n.i, o.i)
+			w.slow(n.i, o.i, slow)
 		}
 	case 22: // and all is fast again
 		for i := range w.wires {
 			for j := range w.wires[i] {
-				w.wires[i][j].slow = 0
-				w.rewired(i, j)
+				w.slow(i, j, 0)
 			}
 		}
 	case 23:
@@ -218,10 +282,20 @@ func (w *world) mendAll() {
 func (w *world) calm() {
 	for i := range w.wires {
 		for j := range w.wires[i] {
-			w.wires[i][j].slow = 0
+			w.slow(i, j, 0)
 		}
 	}
 	w.mendAll()
+	// Within a cluster a link may stay so slow that who is asked for a claim counts as silent.
+	for w.chance(0.3) {
+		a := w.nodes[w.rand.IntN(len(w.nodes))]
+		members := w.members[a.cluster]
+		if b := members[w.rand.IntN(len(members))]; a != b {
+			by := w.draw(span{150 * time.Millisecond, 400 * time.Millisecond})
+			w.slow(a.i, b.i, by)
+			w.slow(b.i, a.i, by)
+		}
+	}
 	for _, n := range w.nodes {
 		if n.up && n.sidecar == nil {
 			w.after(w.draw(span{0, 5 * time.Second}), n.boot)

@@ -261,6 +261,9 @@ func (p *sidecar) grant(child NodeID, stream int) (grant, error) {
 	if !ok {
 		return grant{}, adapters.ErrNoStream
 	}
+	if own.Through(child) {
+		p.w.watch.fail(p.w.now, "%s lets %s pull what it has by %v", p.self.ID, child, own.Path)
+	}
 	return grant{path: own.Path, of: own.Publication(), sequence: sequence}, nil
 }
 
@@ -371,7 +374,7 @@ func (p *sidecar) reconcile() {
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
 			if r := e.run; r != nil && r.moving {
-				if h, ok := state.Hold(r.next.parent, id); ok && h.Through(p.self.ID) {
+				if h, ok := state.Hold(r.next.parent, id); !ok || h.Through(p.self.ID) {
 					r.next.abort(errCancelled)
 				}
 			}
@@ -398,10 +401,13 @@ func (p *sidecar) reconcile() {
 	for _, d := range planner.Plan(in) {
 		e := p.entries[p.w.index(d.Stream)]
 		if d.Action == planner.Ask && d.Owner == p.self.ID {
-			e.claim = p.claimed(d.Epoch, p.claims.Claim(now, state, d.Owner, d.Stream, d.Epoch))
+			e.claim = p.claimed(d.Epoch, p.claim(d.Owner, e.stream, d.Epoch))
 			in.Claims[d.Stream] = e.claim
 			in.Wants = []planner.Want{{Stream: d.Stream, Demand: e.demand}}
 			d = planner.Plan(in)[0]
+		}
+		if d.Action == planner.Run && d.Hold.Through(p.self.ID) {
+			p.w.watch.fail(p.w.now, "%s is to take %s from %s, which has it by %v", p.self.ID, d.Stream, d.Parent, d.Hold.Path)
 		}
 		e.decision = d
 		p.apply(e)
@@ -774,6 +780,9 @@ func (p *sidecar) newRun(e *entry) *run {
 func (p *sidecar) begin(e *entry) {
 	r := p.newRun(e)
 	e.run = r
+	if r.outside {
+		p.w.pulls[pulled{r.stream, p.node.cluster}]++
+	}
 	p.w.mark("%s: pulls %s from %s: %s", p.self.ID, p.w.names[e.stream], r.parent, e.decision.Why)
 	r.ask(func(err error) bool { return r.over }, r.end, func() {
 		p.catalogue.Carry(p.w.names[r.stream])
@@ -926,8 +935,6 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)
 	p.relight(r)
 	p.publish()
-	at := p.node.server.spots[e.stream]
-	p.w.watch.turned(p.w, at)
 	p.w.watchTransport(r)
 	if p.w.begun != nil {
 		p.w.begun(r)
@@ -938,6 +945,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 func (p *sidecar) relight(r *run) {
 	p.stale = true
 	r.dark = false
+	p.w.watch.turned(p.w, p.node.server.spots[r.stream])
 	p.outcome(r.e)
 }
 
@@ -984,6 +992,7 @@ func (p *sidecar) darken(e *entry, r *run) {
 	}
 	r.dark, r.darkAt, p.stale = true, p.w.now, true
 	p.touch(e.stream)
+	p.w.watch.turned(p.w, p.node.server.spots[e.stream])
 }
 
 // regain announces a relay again whose source flows again by itself.

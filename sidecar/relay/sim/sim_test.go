@@ -23,7 +23,7 @@ func TestHistories(t *testing.T) {
 	if testing.Short() {
 		histories /= 20
 	}
-	var next, failed atomic.Uint64
+	var next, failed, loops, loopy atomic.Uint64
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
@@ -32,7 +32,12 @@ func TestHistories(t *testing.T) {
 				if seed > histories || failed.Load() > 0 {
 					return
 				}
-				if _, err := playHistory(seed, false); err != nil {
+				w, err := playHistory(seed, false)
+				loops.Add(uint64(w.watch.loopsN))
+				if w.watch.loopsN > 0 {
+					loopy.Store(seed)
+				}
+				if err != nil {
 					t.Errorf("seed %d: %v", seed, err)
 					failed.CompareAndSwap(0, seed)
 				}
@@ -40,6 +45,7 @@ func TestHistories(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	t.Logf("loops %d, %d", loops.Load(), loopy.Load())
 	if seed := failed.Load(); seed != 0 {
 		report(t, seed)
 	}

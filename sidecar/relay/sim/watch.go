@@ -13,14 +13,14 @@ type watch struct {
 	verbose  bool
 	events   []string // the last ones
 	failures []string
-	overlaps map[overlapKey]time.Duration // since when
-	whole    map[string]time.Duration     // since when all of a cluster is connected; absent: it is not
+	overlaps map[pulled]time.Duration // since when
+	whole    map[string]time.Duration // since when all of a cluster is connected; absent: it is not
 	loops    map[int]bool
 	loopsMax time.Duration
 	loopsN   int
 }
 
-type overlapKey struct {
+type pulled struct {
 	stream  int
 	cluster string
 }
@@ -33,7 +33,7 @@ const (
 
 func newWatch() *watch {
 	return &watch{
-		overlaps: map[overlapKey]time.Duration{}, whole: map[string]time.Duration{}, loops: map[int]bool{},
+		overlaps: map[pulled]time.Duration{}, whole: map[string]time.Duration{}, loops: map[int]bool{},
 	}
 }
 
@@ -95,7 +95,7 @@ func (w *world) feel(stream int) {
 
 // overlap watches that of two pullers of one cluster one yields.
 func (v *watch) overlap(w *world, stream int, cluster string) {
-	key := overlapKey{stream, cluster}
+	key := pulled{stream, cluster}
 	if w.pullers(stream, cluster) < 2 {
 		delete(v.overlaps, key)
 		return

@@ -49,6 +49,7 @@ type world struct {
 	begun   func(r *run)                  // likewise, when a relay is live
 	session int                           // the last one's name, at any server
 	quietAt time.Duration
+	pulls   map[pulled]int // begun from outside a cluster
 }
 
 // wire is one direction between two nodes.
@@ -60,7 +61,7 @@ type wire struct {
 }
 
 func newWorld(seed uint64, o options) *world {
-	w := &world{options: o, rand: rand.New(rand.NewPCG(seed, 4)), watch: newWatch(), ids: map[NodeID]*node{}, indices: map[adapters.StreamID]int{}, members: map[string][]*node{}}
+	w := &world{options: o, rand: rand.New(rand.NewPCG(seed, 4)), watch: newWatch(), ids: map[NodeID]*node{}, indices: map[adapters.StreamID]int{}, members: map[string][]*node{}, pulls: map[pulled]int{}}
 	for i := range o.streams {
 		name := adapters.StreamID(fmt.Sprintf("stream-%d", i))
 		if o.real {
@@ -164,6 +165,14 @@ func (w *world) mend(from, to int) {
 				l.flush()
 			}
 		}
+	}
+}
+
+// slow lets what passes from one node to another take longer.
+func (w *world) slow(from, to int, by time.Duration) {
+	if w.wires[from][to].slow != by {
+		w.wires[from][to].slow = by
+		w.rewired(from, to)
 	}
 }
 
