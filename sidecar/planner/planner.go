@@ -53,6 +53,7 @@ type Relay struct {
 	// Quiet: nothing came for a while, and the parent does not say that its source is paused.
 	Quiet bool
 	Since time.Time // when it was begun
+	Early bool      // the parent has granted the publication, and has not announced it yet
 }
 
 // Claim is what is known of the right to pull a stream for the own cluster. The zero value: nobody was asked.
@@ -228,7 +229,7 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 		switch {
 		case holds && h.Through(self):
 			d.end(WhyLoop)
-		case holds && relay.Live && relay.Publication == best && h.Publication() != best:
+		case holds && relay.Live && !relay.Early && relay.Publication == best && h.Publication() != best:
 			d.end(WhyTurned)
 		case !holds && !relay.Live:
 			d.end(WhyLost)

@@ -234,7 +234,9 @@ type run struct {
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
 	reported bool      // the local server has reported the stream since it is live
-	untold   time.Time // since when the parent neither holds the stream nor says anything of it
+	seen     bool      // the parent has announced the publication
+	told     bool      // and has said something of the stream in its heartbeats
+	untold   time.Time // since when it neither holds the stream nor says anything of it, though it did
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -721,13 +723,18 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 	relay := planner.Relay{
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
 	}
-	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
+	_, said := m.o.Peers.Sequence(r.parent, e.id)
+	r.told = r.told || said
+	h, holds := state.Hold(r.parent, e.id)
+	r.seen = r.seen || holds && h.Publication() == r.publication
+	relay.Early = !r.seen
+	if holds || !r.live() {
 		r.untold = time.Time{}
 		return relay
 	}
-	if _, told := m.o.Peers.Sequence(r.parent, e.id); told {
+	if said {
 		r.untold = time.Time{}
-	} else if r.untold.IsZero() {
+	} else if r.told && r.untold.IsZero() {
 		r.untold = now
 	}
 	// What comes from a parent that neither holds the stream nor says anything of it, while its heartbeats come, is another
@@ -1059,7 +1066,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.untold = false, time.Time{}
+		r.reported, r.seen, r.told, r.untold = false, false, false, time.Time{}
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
