@@ -233,8 +233,7 @@ type run struct {
 	// below is the sequence by which that one was accepted, 0 where there is none: until it has taken over only older ones are
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
-	reported bool      // the local server has reported the stream since it is live
-	untold   time.Time // since when the parent neither holds the stream nor says anything of it
+	reported bool // the local server has reported the stream since it is live
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -722,21 +721,8 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
 	}
 	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
-		r.untold = time.Time{}
 		return relay
 	}
-	if _, told := m.o.Peers.Sequence(r.parent, e.id); told {
-		r.untold = time.Time{}
-	} else if r.untold.IsZero() {
-		r.untold = now
-	}
-	// What comes from a parent that neither holds the stream nor says anything of it, while its heartbeats come, is another
-	// publication: it has changed its own parent.
-	if heard, connected := m.o.Peers.Heard(r.parent); !r.untold.IsZero() && connected && heard.Sub(r.untold) >= quietTime {
-		relay.Quiet = true
-		return relay
-	}
-	m.wait(e, now, now.Add(quietAgain))
 	last := r.session.LastPacket()
 	if last.Before(r.liveAt) {
 		last = r.liveAt
@@ -1059,7 +1045,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.untold = false, time.Time{}
+		r.reported = false
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
