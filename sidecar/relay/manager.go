@@ -233,10 +233,8 @@ type run struct {
 	// below is the sequence by which that one was accepted, 0 where there is none: until it has taken over only older ones are
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
-	reported bool      // the local server has reported the stream since it is live
-	seen     bool      // the parent has announced the publication
-	told     bool      // and has said something of the stream in its heartbeats
-	untold   time.Time // since when it neither holds the stream nor says anything of it, though it did
+	reported bool // the local server has reported the stream since it is live
+	seen     bool // the parent has announced the publication
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -723,27 +721,12 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 	relay := planner.Relay{
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
 	}
-	_, said := m.o.Peers.Sequence(r.parent, e.id)
-	r.told = r.told || said
 	h, holds := state.Hold(r.parent, e.id)
 	r.seen = r.seen || holds && h.Publication() == r.publication
 	relay.Early = !r.seen
 	if holds || !r.live() {
-		r.untold = time.Time{}
 		return relay
 	}
-	if said {
-		r.untold = time.Time{}
-	} else if r.told && r.untold.IsZero() {
-		r.untold = now
-	}
-	// What comes from a parent that neither holds the stream nor says anything of it, while its heartbeats come, is another
-	// publication: it has changed its own parent.
-	if heard, connected := m.o.Peers.Heard(r.parent); !r.untold.IsZero() && connected && heard.Sub(r.untold) >= quietTime {
-		relay.Quiet = true
-		return relay
-	}
-	m.wait(e, now, now.Add(quietAgain))
 	last := r.session.LastPacket()
 	if last.Before(r.liveAt) {
 		last = r.liveAt
@@ -1066,7 +1049,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.seen, r.told, r.untold = false, false, false, time.Time{}
+		r.reported, r.seen = false, false
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,

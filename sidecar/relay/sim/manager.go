@@ -122,7 +122,6 @@ type run struct {
 	since       time.Duration
 	liveAt      time.Duration // -1: it is not
 	reported    bool
-	untold      time.Duration // -1: the parent holds the stream, or says something of it
 	deadSince   time.Duration // of the transport; -1: it works
 }
 
@@ -441,19 +440,8 @@ func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: p.local(r.since),
 	}
 	if _, holds := state.Hold(r.parent, p.w.names[e.stream]); holds || !r.live() {
-		r.untold = -1
 		return relay
 	}
-	if _, told := p.flow(r.parent, e.stream); told {
-		r.untold = -1
-	} else if r.untold < 0 {
-		r.untold = p.w.now
-	}
-	if l := p.link(r.parent); r.untold >= 0 && l != nil && l.heard-r.untold >= quietTime {
-		relay.Quiet = true
-		return relay
-	}
-	p.lookAgain(e, p.w.now+quietAgain)
 	if quiet := max(r.packet(), r.liveAt) + quietTime; p.w.now < quiet {
 		p.lookAgain(e, quiet)
 		return relay
@@ -772,7 +760,7 @@ func (p *sidecar) newRun(e *entry) *run {
 	d := e.decision
 	return &run{
 		s: p, e: e, stream: e.stream, parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(),
-		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, since: p.w.now, liveAt: -1, deadSince: -1, untold: -1,
+		delay: p.delay(d.Hold), tracks: d.Hold.Tracks, since: p.w.now, liveAt: -1, deadSince: -1,
 	}
 }
 
@@ -929,7 +917,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
-	r.reported, r.lost, r.deadSince, r.untold = false, false, -1, -1
+	r.reported, r.lost, r.deadSince = false, false, -1
 	r.session = next.session
 	r.session.child = r
 	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)
