@@ -217,8 +217,9 @@ type run struct {
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
 	delay       time.Duration
 	tracks      []adapters.Track
-	sequence    uint64 // the origin's, as the parent told it last
-	session     Runner // nil until granted
+	sequence    uint64                // the origin's, as the parent told it last
+	announced   catalogue.Publication // what the parent held by the catalogue when it granted
+	session     Runner                // nil until granted
 	cancel      context.CancelFunc
 	stopping    string // why it is being ended, "" if it is not
 	why         planner.Reason
@@ -718,7 +719,7 @@ func (m *Manager) streams(state *catalogue.State) []adapters.StreamID {
 func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner.Relay {
 	r := e.run
 	relay := planner.Relay{
-		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
+		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Announced: r.announced, Since: r.since,
 	}
 	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
 		return relay
@@ -1045,6 +1046,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
+		r.announced = next.announced
 		r.reported = false
 		m.relight(e, r)
 		m.publish()
@@ -1323,6 +1325,9 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	if e := m.entries[stream]; e != nil && e.run != r && e.run.live() {
 		e.run.below = g.Sequence
 	}
+	state, _ := m.o.Catalogue.Snapshot()
+	h, _ := state.Hold(r.parent, stream)
+	r.announced = h.Publication()
 	return nil
 }
 

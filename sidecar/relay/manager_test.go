@@ -1277,7 +1277,7 @@ func TestFeasibleParents(t *testing.T) {
 	})
 }
 
-const soon = 500 * time.Millisecond
+const soon = 700 * time.Millisecond
 
 // TestOriginsFlow: an origin does not see into its server; its sequence grows with time.
 func TestOriginsFlow(t *testing.T) {

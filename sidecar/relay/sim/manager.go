@@ -102,6 +102,7 @@ type run struct {
 	path        []NodeID
 	delay       time.Duration
 	tracks      []adapters.Track
+	announced   catalogue.Publication
 	sequence    uint64
 	granted     bool
 	session     *session // at the parent's server; nil before it was opened
@@ -437,7 +438,8 @@ func (p *sidecar) avoid(id adapters.StreamID, parent NodeID) time.Time {
 func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
 	r := e.run
 	relay := planner.Relay{
-		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: p.local(r.since),
+		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Announced: r.announced,
+		Since: p.local(r.since),
 	}
 	if _, holds := state.Hold(r.parent, p.w.names[e.stream]); holds || !r.live() {
 		return relay
@@ -819,6 +821,9 @@ func (r *run) accept(g grant) error {
 	if r.e.run != r && r.e.run.live() {
 		r.e.run.below = g.sequence
 	}
+	state, _ := r.s.catalogue.Snapshot()
+	h, _ := state.Hold(r.parent, r.s.w.names[r.stream])
+	r.announced = h.Publication()
 	return nil
 }
 
@@ -916,7 +921,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	}
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
-	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
+	r.tracks, r.sequence, r.since, r.announced = next.tracks, next.sequence, next.since, next.announced
 	r.reported, r.lost, r.deadSince = false, false, -1
 	r.session = next.session
 	r.session.child = r
