@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/adaptertest"
 	"github.com/sidestream-dev/sidestream/adapters/mediamtx"
 	"github.com/sidestream-dev/sidestream/adapters/mediamtx/mediamtxtest"
 )
@@ -183,4 +185,49 @@ func TestMediaMTXTakeover(t *testing.T) {
 	edge.until(ctx, t, "the earlier publication is the origin again", func(st siteStatus) bool {
 		return len(st.Streams) == 1 && st.Streams[0].Origin != "edge"
 	})
+}
+
+// across publishes at one place and plays at another.
+type across struct {
+	adapters.Adapter
+	ingest, egress adapters.Endpoint
+}
+
+func (a across) Ingest(adapters.StreamID) adapters.Endpoint { return a.ingest }
+func (a across) Egress(adapters.StreamID) adapters.Endpoint { return a.egress }
+
+// Every codec that both take passes between MediaMTX and the built-in server, whole frames only.
+func TestMediaMTXCodecs(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	server := startMediaMTX(t)
+	sites := startSitesWith(ctx, t, map[int][]string{1: besideMediaMTX(server)}, "singapore", "germany")
+	for _, mime := range []string{"video/H264", "video/VP8", "video/VP9", "video/AV1"} {
+		codec := strings.ToLower(strings.TrimPrefix(mime, "video/"))
+		for way, h := range map[string]adaptertest.Harness{
+			"to":   {Adapter: across{ingest: endpoint(t, sites[0].url+"/whip/to-"+codec), egress: endpoint(t, sites[1].url+"/to-"+codec+"/whep")}},
+			"from": {Adapter: across{ingest: endpoint(t, sites[1].url+"/from-"+codec+"/whip"), egress: endpoint(t, sites[0].url+"/whep/from-"+codec)}},
+		} {
+			t.Run(way+" MediaMTX "+codec, func(t *testing.T) {
+				h.Client = newClient()
+				id := adapters.StreamID(way + "-" + codec)
+				h.PublishCodec(t, id, mime).WaitConnected()
+				for _, s := range sites {
+					s.until(ctx, t, "the stream is known", func(st siteStatus) bool {
+						return slices.ContainsFunc(st.Streams, func(s streamStatus) bool { return s.Stream == string(id) })
+					})
+				}
+				player := h.Play(t, id)
+				player.WaitKeyFrames(1)
+				player.WaitFrames(50)
+				player.WaitAudio(50)
+				stats := player.Stats()
+				if !strings.EqualFold(stats.Video, mime) || stats.Damaged > 0 {
+					t.Errorf("player got %+v", stats)
+				}
+				t.Logf("%d frames whole, %d damaged, the first key frame after %s", stats.Frames, stats.Damaged,
+					stats.FirstKey.Round(time.Millisecond))
+			})
+		}
+	}
 }

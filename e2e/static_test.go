@@ -87,15 +87,17 @@ func freePorts(t *testing.T, n int) []int {
 
 // siteStatus is what the tests read of /api/status.
 type siteStatus struct {
-	Peers   []struct{ Connected bool }
-	Streams []struct {
-		Stream  string
-		Origin  string
-		Holders []struct{ Cluster string }
-		Readers int
-	}
+	Peers     []struct{ Connected bool }
+	Streams   []streamStatus
 	Relays    []relayStatus
 	Discovery []discoveryStatus
+}
+
+type streamStatus struct {
+	Stream  string
+	Origin  string
+	Holders []struct{ Cluster string }
+	Readers int
 }
 
 type relayStatus struct{ Stream, State, Parent string }
@@ -237,7 +239,8 @@ func TestParentKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	after := v.frames(ctx, t, before.Stamped+90)
-	if after.Location != before.Location || after.Repeated > 0 {
+	// Where the copies could not be aligned the new one begins with a key frame, which may be one that was seen.
+	if after.Location != before.Location || after.Repeated > 1 {
 		t.Errorf("before %+v\nafter  %+v", before, after)
 	}
 	t.Logf("freeze of %s, %d frames missing", after.Freeze, after.Missing-before.Missing)

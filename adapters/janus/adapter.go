@@ -138,7 +138,7 @@ func New(c Config) (*Adapter, error) {
 	}
 	a.link = &link{client: a.client, logger: c.Logger}
 	a.inventory = newInventory(admin, c.Logger)
-	m := mark{owner: hex.EncodeToString(owner[:6]), run: nonce()[:12]}
+	m := mark{owner: hex.EncodeToString(owner[:6])}
 	a.facade = newFacade(a.link, c, m, c.Logger, a.inventory.news)
 	a.inventory.facade = a.facade
 	if a.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -182,11 +182,8 @@ var (
 	codecs = []string{
 		"video/H264", "video/VP8", "video/VP9", "video/AV1", "video/H265", "audio/opus", "audio/G722", "audio/PCMU", "audio/PCMA",
 	}
-	extensions = []string{
-		"urn:ietf:params:rtp-hdrext:ssrc-audio-level",
-		"urn:3gpp:video-orientation",
-		"http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
-	}
+	// Playout delay is negotiated too, and arrives as zero.
+	extensions = []string{"urn:ietf:params:rtp-hdrext:ssrc-audio-level", "urn:3gpp:video-orientation"}
 )
 
 // Ingest implements adapters.Adapter.
@@ -397,6 +394,7 @@ func (a *Adapter) connection(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.facade.renew()
 	// Events come until the farewell is over; work ends with ctx, or with the events.
 	alive, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	working, cancel := context.WithCancel(ctx)

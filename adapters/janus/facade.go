@@ -66,13 +66,13 @@ func (s *session) settle() {
 type facade struct {
 	link   *link
 	config Config
-	mark   mark
 	logger *slog.Logger
 	// news tells the inventory that sessions have changed, and whether there may be rooms that it does not know.
 	news func(rooms bool)
 	reap chan struct{} // capacity 1
 
 	mu         sync.Mutex
+	mark       mark
 	naming     naming
 	notices    bool
 	connected  chan struct{} // closed while there is a session with Janus
@@ -90,6 +90,19 @@ func newFacade(l *link, c Config, m mark, logger *slog.Logger, news func(bool)) 
 		sessions:  map[string]*session{}, publishers: map[adapters.StreamID]*session{}, rooms: map[ident]bool{},
 		locks: map[ident]*roomLock{},
 	}
+}
+
+// renew begins another run: what is left in the rooms of a session with Janus that was lost is nobody's.
+func (f *facade) renew() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mark.run = nonce()[:12]
+}
+
+func (f *facade) current() mark {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mark
 }
 
 // connect says that there is a session with Janus, of which kind its ids are, and whether it notices viewers that vanish.
@@ -396,7 +409,7 @@ func (f *facade) publish(ctx context.Context, s *session, offer description) (de
 		return description{}, err
 	}
 	join := params{
-		"request": "join", "ptype": "publisher", "room": s.room, "id": s.feed, "display": f.mark.display(),
+		"request": "join", "ptype": "publisher", "room": s.room, "id": s.feed, "display": f.current().display(),
 	}
 	f.withPIN(join)
 	joined, _, err := h.request(ctx, "join the room", join, nil)
@@ -412,7 +425,7 @@ func (f *facade) publish(ctx context.Context, s *session, offer description) (de
 	for _, p := range joined.Publishers {
 		switch {
 		case p.Dummy || p.ID == s.feed:
-		case f.mark.orphan(p.Display):
+		case f.current().orphan(p.Display):
 			if err := f.kick(ctx, h, s.room, p.ID); err != nil {
 				return description{}, err
 			}
@@ -548,7 +561,7 @@ func (f *facade) closeRoom(ctx context.Context, room ident) error {
 	if err == nil {
 		for _, p := range in.Participants {
 			// One of ours that has been detached may be listed for a moment.
-			if !f.mark.ours(p.Display) || f.session(p.ID.text) != nil {
+			if !f.current().ours(p.Display) || f.session(p.ID.text) != nil {
 				return nil
 			}
 		}
@@ -663,7 +676,7 @@ func (f *facade) anyPublisher(ctx context.Context, room ident) (ident, error) {
 	}
 	var found []participant
 	for _, p := range in.Participants {
-		if p.Publisher && !f.mark.orphan(p.Display) {
+		if p.Publisher && !f.current().orphan(p.Display) {
 			found = append(found, p)
 		}
 	}

@@ -381,7 +381,7 @@ func (a *Adapter) patch(w http.ResponseWriter, r *http.Request, s *session) erro
 		return err
 	}
 	a.facade.mu.Lock()
-	tag, offer, answered := etag(s.id, s.tag), s.offer, s.answered
+	tag, offer, answered, handle := etag(s.id, s.tag), s.offer, s.answered, s.handle
 	a.facade.mu.Unlock()
 	match := strings.TrimSpace(r.Header.Get("If-Match"))
 	anyTag := match == "*" || match == `"*"` // the drafts print the asterisk in quotes, and clients send it so
@@ -431,7 +431,7 @@ func (a *Adapter) patch(w http.ResponseWriter, r *http.Request, s *session) erro
 	for _, m := range fragment.Media {
 		complete = complete || m.EndOfCandidates
 	}
-	if err := s.handle.trickle(r.Context(), offer.trickled(fragment), complete); err != nil {
+	if err := handle.trickle(r.Context(), offer.trickled(fragment), complete); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -157,8 +157,13 @@ func (i *inventory) run(ctx context.Context, control *handle, n naming, ready fu
 		}
 		i.mu.Unlock()
 		if due {
-			if err := i.look(ctx, control); err != nil {
+			err := i.look(ctx, control)
+			if code := codeOf(err); err != nil && (ready != nil || ctx.Err() != nil || code == codeNoSession || code == codeNoHandle) {
 				return err
+			}
+			if err != nil { // whether the session is lost, its events tell
+				i.logger.Warn("janus could not be looked at; trying again", "error", err)
+				due = false
 			}
 			next = time.Now().Add(lookTime - time.Duration(rand.Int64N(int64(lookTime/4))))
 		}
@@ -257,7 +262,7 @@ func (i *inventory) join(ctx context.Context, l *lookout) error {
 	}
 	request := params{
 		"request": "join", "ptype": "publisher", "room": l.room, "id": i.naming.participantID(),
-		"display": i.facade.mark.display(),
+		"display": i.facade.current().display(),
 	}
 	i.facade.withPIN(request)
 	joined, _, err := h.request(ctx, "watch a room", request, nil)
@@ -343,7 +348,7 @@ func (i *inventory) buryLocked(l *lookout) {
 
 func (i *inventory) addLocked(l *lookout, publishers []publisher) {
 	for _, p := range publishers {
-		if p.Dummy || i.facade.mark.orphan(p.Display) {
+		if p.Dummy || i.facade.current().orphan(p.Display) {
 			continue
 		}
 		known := i.publisherLocked(l, p.ID)
@@ -383,7 +388,7 @@ func (i *inventory) take(ctx context.Context, control *handle, l *lookout, in []
 	clear(l.attendees)
 	for _, p := range in {
 		switch {
-		case i.facade.mark.orphan(p.Display):
+		case i.facade.current().orphan(p.Display):
 			orphans = append(orphans, p.ID)
 		case p.Publisher:
 			here[p.ID.text] = true

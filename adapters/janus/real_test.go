@@ -169,26 +169,50 @@ func text(t testing.TB, r *http.Response) string {
 }
 
 // severed is a way to Janus that can be closed, as a process that is killed closes it.
-type severed struct{ cut atomic.Bool }
+type severed struct {
+	cut  atomic.Bool
+	wire context.Context // of what is under way
+	end  func()
+}
+
+func newSevered(t testing.TB) *severed {
+	s := &severed{}
+	s.wire, s.end = context.WithCancel(context.Background())
+	t.Cleanup(s.end)
+	return s
+}
+
+// sever also ends what is under way.
+func (s *severed) sever() {
+	s.cut.Store(true)
+	s.end()
+}
+
+func (s *severed) mend() {
+	s.wire, s.end = context.WithCancel(context.Background())
+	s.cut.Store(false)
+}
 
 func (s *severed) RoundTrip(r *http.Request) (*http.Response, error) {
 	if s.cut.Load() {
 		return nil, errors.New("severed")
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	ctx, cancel := context.WithCancel(r.Context())
+	context.AfterFunc(s.wire, cancel)
+	return http.DefaultTransport.RoundTrip(r.WithContext(ctx))
 }
 
 // What a sidecar leaves when it is killed is taken out by the next one, and does not keep anybody from publishing.
 func TestLeftBehind(t *testing.T) {
 	t.Parallel()
 	server := janustest.Start(t, janustest.Options{})
-	way := &severed{}
+	way := newSevered(t)
 	killed, stop := run(t, Config{BaseURL: server.URL, Owner: "pod", HTTP: &http.Client{Transport: way}})
 	h := harness(t, killed)
 	id := h.NewStream(t)
 	h.Publish(t, id).WaitConnected()
 	killed.stream(t, id, "published", isLive)
-	way.cut.Store(true)
+	way.sever()
 	stop()
 
 	a, _ := run(t, Config{BaseURL: server.URL, Owner: "pod"})
@@ -199,6 +223,26 @@ func TestLeftBehind(t *testing.T) {
 
 	other, _ := run(t, Config{BaseURL: server.URL, Owner: "another pod"})
 	other.stream(t, id, "another's publication stays", isLive)
+}
+
+// When Janus cannot be reached for a while the session with it is lost, and what it had: Janus itself would keep it for a
+// minute more.
+func TestSessionLost(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{})
+	way := newSevered(t)
+	a, _ := run(t, Config{BaseURL: server.URL, HTTP: &http.Client{Transport: way}})
+	h := harness(t, a)
+	id := h.NewStream(t)
+	h.Publish(t, id).WaitConnected()
+	was := a.stream(t, id, "published", isLive)
+	way.sever()
+	a.until(t, "the session is lost", func(s state) bool { return !s.ready })
+	way.mend()
+	h.Publish(t, id).WaitConnected()
+	if s := a.stream(t, id, "published again", isLive); s.Session == was.Session {
+		t.Error("the session is the old one")
+	}
 }
 
 // native is a client of Janus' own API.
@@ -345,6 +389,34 @@ func TestNativeClients(t *testing.T) {
 	if _, _, err := publishOnly(t, h, "studio", webrtc.MimeTypeH264); err == nil || status(t, err) != http.StatusUnprocessableEntity {
 		t.Errorf("H264 into a room of VP8: %v", err)
 	}
+}
+
+// Who subscribes by Janus' own API to what came by WHIP is counted by the administration's.
+func TestNativeSubscribers(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{AdminSecret: "admin"})
+	a, _ := run(t, Config{BaseURL: server.URL, AdminURL: server.AdminURL, AdminSecret: "admin"})
+	h := harness(t, a)
+	id := h.NewStream(t)
+	h.Publish(t, id).WaitConnected()
+	s := a.stream(t, id, "published", isLive)
+	h.Play(t, id).WaitFrames(1)
+	a.stream(t, id, "one reader", func(s adapters.Stream) bool { return s.Readers == 1 })
+	subscriber, err := newNative(t, server).attach(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = subscriber.request(t.Context(), "subscribe", params{
+		"request": "join", "ptype": "subscriber", "room": ident{text: string(id)}, "streams": []params{{"feed": ident{text: s.Session}}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.stream(t, id, "two readers", func(s adapters.Stream) bool { return s.Readers == 2 })
+	if err := subscriber.detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.stream(t, id, "one reader again", func(s adapters.Stream) bool { return s.Readers == 1 })
 }
 
 func TestRoomsAreEnded(t *testing.T) {
@@ -613,6 +685,90 @@ func TestCodecs(t *testing.T) {
 			case packet := <-got:
 				if !strings.EqualFold(packet, mime+" payload") {
 					t.Errorf("got %q", packet)
+				}
+			case <-timeout.C:
+				t.Error("nothing arrives")
+			}
+		})
+	}
+}
+
+// The header extensions that the traits name go through.
+func TestExtensions(t *testing.T) {
+	t.Parallel()
+	server := janustest.Start(t, janustest.Options{})
+	a, _ := run(t, Config{BaseURL: server.URL})
+	values := map[string][]byte{
+		"urn:ietf:params:rtp-hdrext:ssrc-audio-level": {0x85},
+		"urn:3gpp:video-orientation":                  {0x01},
+	}
+	for _, uri := range a.Traits().Extensions {
+		t.Run(uri[strings.LastIndexAny(uri, ":/")+1:], func(t *testing.T) {
+			mime := webrtc.MimeTypeVP8
+			if strings.Contains(uri, "audio") {
+				mime = webrtc.MimeTypeOpus
+			}
+			h := harness(t, a)
+			id := h.NewStream(t)
+			publisher, track, err := publishOnly(t, h, id, mime)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = publisher.Close(context.Background()) })
+			if err := publisher.Connected(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			number := func(all []webrtc.RTPHeaderExtensionParameter) uint8 {
+				for _, e := range all {
+					if e.URI == uri {
+						return uint8(e.ID)
+					}
+				}
+				t.Errorf("not negotiated: %+v", all)
+				return 14
+			}
+			sent := number(publisher.PeerConnection().GetSenders()[0].GetParameters().HeaderExtensions)
+			sending, stop := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for sequence := uint16(1); pause(sending, 10*time.Millisecond) == nil; sequence++ {
+					p := &rtp.Packet{
+						Header: rtp.Header{Version: 2, SequenceNumber: sequence, Timestamp: uint32(sequence) * 960, Marker: true}, Payload: []byte("payload"),
+					}
+					_ = p.SetExtension(sent, values[uri])
+					_ = track.WriteRTP(p)
+				}
+			}()
+			defer func() {
+				stop()
+				<-done
+			}()
+			a.stream(t, id, "published", isLive)
+			got := make(chan []byte, 1)
+			viewer, err := h.Client.Play(t.Context(), a.Egress(id), func(pc *webrtc.PeerConnection) error {
+				pc.OnTrack(func(remote *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
+					if p, _, err := remote.ReadRTP(); err == nil {
+						got <- p.GetExtension(number(receiver.GetParameters().HeaderExtensions))
+					}
+				})
+				for _, kind := range []webrtc.RTPCodecType{webrtc.RTPCodecTypeAudio, webrtc.RTPCodecTypeVideo} {
+					if _, err := pc.AddTransceiverFromKind(kind, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionRecvonly}); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = viewer.Close(context.Background()) })
+			timeout := time.NewTimer(patience)
+			defer timeout.Stop()
+			select {
+			case value := <-got:
+				if !bytes.Equal(value, values[uri]) {
+					t.Errorf("got %x", value)
 				}
 			case <-timeout.C:
 				t.Error("nothing arrives")

@@ -67,7 +67,7 @@ func (n naming) participantID() ident {
 	return ident{text: strconv.FormatUint(1+binary.BigEndian.Uint64(sum[:])>>12, 10), number: true}
 }
 
-// mark is the display name of a participant of the sidecar's: who it is for, and which run of it.
+// mark is the display name of a participant of the sidecar's: whose it is, and of which session with Janus.
 type mark struct {
 	owner, run string
 }
@@ -80,7 +80,7 @@ func own(display string) bool { return strings.HasPrefix(display, ownDisplay) }
 // ours says whether a display name is of this owner, of whichever run.
 func (m mark) ours(display string) bool { return strings.HasPrefix(display, ownDisplay+m.owner+"/") }
 
-// orphan says whether a display name is one of a run of the same owner before this one.
+// orphan says whether a display name is one of a session of the same owner before this one.
 func (m mark) orphan(display string) bool {
 	rest, ok := strings.CutPrefix(display, ownDisplay+m.owner+"/")
 	return ok && rest != m.run

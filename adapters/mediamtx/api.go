@@ -24,7 +24,7 @@ type path struct {
 	Name       string     `json:"name"`
 	Ready      bool       `json:"ready"`
 	ReadyTime  *time.Time `json:"readyTime"`
-	Online     *bool      `json:"online"` // v1.17: false while a path that is always available shows its own picture
+	Online     *bool      `json:"online"` // v1.16: false while a path that is always available shows its own picture
 	OnlineTime *time.Time `json:"onlineTime"`
 	Source     *source    `json:"source"`
 	Tracks     []string   `json:"tracks"`

@@ -40,7 +40,7 @@ const (
 	relists = 3
 
 	// markName and markValue are a query parameter. MediaMTX shows the query of a session's request in its control API, since
-	// v1.4, and otherwise does nothing with it: so our own publications are known by it, even after a crash in between.
+	// v1.4.2, and otherwise does nothing with it: so our own publications are known by it, even after a crash in between.
 	markName, markValue = "sidestream", "relay"
 )
 
@@ -161,7 +161,7 @@ func (a *Adapter) Missing(status int, _ http.Header, body []byte) bool {
 		return false
 	}
 	words := refusalOf(body)
-	return strings.HasPrefix(words, "no stream is available on path") || // since v1.10
+	return strings.HasPrefix(words, "no stream is available on path") || // since v1.12
 		strings.HasPrefix(words, "no one is publishing to path")
 }
 
@@ -381,7 +381,7 @@ func (a *Adapter) refused(what string, err *statusError) error {
 		return &poll.Final{Err: fmt.Errorf("%s with %s: %w; give the sidecar credentials that have the permission \"api\"",
 			what, a.config.API, err)}
 	case err.code == http.StatusNotFound && err.words == "":
-		return &poll.Final{Err: fmt.Errorf("%s: %w: there is no control API v3 at this address; MediaMTX v1.5 or later has it", what, err)}
+		return &poll.Final{Err: fmt.Errorf("%s: %w: there is no control API v3 at this address; MediaMTX v1.5 and later have it", what, err)}
 	case err.code/100 == 4 && err.code != http.StatusNotFound && err.code != http.StatusTooManyRequests:
 		return &poll.Final{Err: fmt.Errorf("%s: %w", what, err)}
 	}

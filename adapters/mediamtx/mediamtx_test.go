@@ -173,7 +173,7 @@ func TestRecordedAnswers(t *testing.T) {
 	}
 }
 
-// Versions before v1.17 say "ready" only, and list tracks by their names.
+// Versions before v1.16 say "ready" only, and list tracks by their names.
 func TestEarlierVersions(t *testing.T) {
 	api := newRecorded(t)
 	for _, p := range api.paths {
@@ -360,7 +360,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// The words are MediaMTX' own: of v1.20.1, and of versions before v1.10.
+// The words are MediaMTX' own: of v1.20.1, and of versions before v1.12.
 func TestMissing(t *testing.T) {
 	a := newRecorded(t).adapter(t)
 	for body, want := range map[string]bool{

@@ -50,11 +50,10 @@ type Relay struct {
 	Publication catalogue.Publication
 	Outside     bool // the parent is of another cluster
 	Live        bool // media flows, and the own hold says so
-	// Announced is what the parent held by its announcement when it granted the pull: it may not have told yet what it granted.
-	Announced catalogue.Publication
 	// Quiet: nothing came for a while, and the parent does not say that its source is paused.
 	Quiet bool
 	Since time.Time // when it was begun
+	Early bool      // the parent has granted the publication, and has not announced it yet
 }
 
 // Claim is what is known of the right to pull a stream for the own cluster. The zero value: nobody was asked.
@@ -230,7 +229,7 @@ func (in *Input) decide(stream adapters.StreamID) Decision {
 		switch {
 		case holds && h.Through(self):
 			d.end(WhyLoop)
-		case holds && relay.Live && relay.Publication == best && h.Publication() != best && h.Publication() != relay.Announced:
+		case holds && relay.Live && !relay.Early && relay.Publication == best && h.Publication() != best:
 			d.end(WhyTurned)
 		case !holds && !relay.Live:
 			d.end(WhyLost)

@@ -98,8 +98,9 @@ func TestPlan(t *testing.T) {
 			Outside: cluster(ID(parent)) != "a", Live: true,
 		}
 	}
-	announced := func(r *planner.Relay, epoch uint64, origin string) *planner.Relay {
-		r.Announced = catalogue.Publication{Epoch: epoch, Origin: ID(origin)}
+	early := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Early = true
 		return r
 	}
 	connecting := func(epoch uint64, parent, origin string) *planner.Relay {
@@ -440,7 +441,7 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "the parent held a beaten one when it granted", holds: []string{"5 b1 c1 a1", "4 d1 c1"},
-			relay: announced(live(5, "c1", "b1"), 4, "d1"), want: "run c1", why: planner.WhyOrphan,
+			relay: early(5, "c1", "b1"), want: "run c1", why: planner.WhyOrphan,
 		},
 
 		{

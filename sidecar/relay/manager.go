@@ -218,9 +218,8 @@ type run struct {
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
 	delay       time.Duration
 	tracks      []adapters.Track
-	sequence    uint64                // the origin's, as the parent told it last
-	announced   catalogue.Publication // what the parent held by the catalogue when it granted
-	session     Runner                // nil until granted
+	sequence    uint64 // the origin's, as the parent told it last
+	session     Runner // nil until granted
 	cancel      context.CancelFunc
 	stopping    string // why it is being ended, "" if it is not
 	why         planner.Reason
@@ -236,6 +235,7 @@ type run struct {
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
 	reported bool // the local server has reported the stream since it is live
+	seen     bool // the parent has announced the publication
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -720,9 +720,12 @@ func (m *Manager) streams(state *catalogue.State) []adapters.StreamID {
 func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner.Relay {
 	r := e.run
 	relay := planner.Relay{
-		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Announced: r.announced, Since: r.since,
+		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: r.since,
 	}
-	if _, holds := state.Hold(r.parent, e.id); holds || !r.live() {
+	h, holds := state.Hold(r.parent, e.id)
+	r.seen = r.seen || holds && h.Publication() == r.publication
+	relay.Early = !r.seen
+	if holds || !r.live() {
 		return relay
 	}
 	last := r.session.LastPacket()
@@ -1048,8 +1051,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.announced = next.announced
-		r.reported = false
+		r.reported, r.seen = false, false
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1327,9 +1329,6 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	if e := m.entries[stream]; e != nil && e.run != r && e.run.live() {
 		e.run.below = g.Sequence
 	}
-	state, _ := m.o.Catalogue.Snapshot()
-	h, _ := state.Hold(r.parent, stream)
-	r.announced = h.Publication()
 	return nil
 }
 

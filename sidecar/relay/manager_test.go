@@ -1294,7 +1294,7 @@ func TestFeasibleParents(t *testing.T) {
 		if s := b.status(); !strings.Contains(s.LastError, "heard the origin") {
 			b.Errorf("last error %q", s.LastError)
 		}
-		if _, pulls, _ := b.made(); pulls < 5 || pulls > 8 {
+		if _, pulls, _ := b.made(); pulls < 4 || pulls > 7 {
 			b.Errorf("%d pulls in three seconds", pulls)
 		}
 		b.setPull("c1", grant(111, "b1", "e1", "c1"))

@@ -47,7 +47,6 @@ type link struct {
 	begun      bool // the handshake is done
 	ended      bool
 	why        reason
-	superseded time.Duration // when this side ends it at last; 0: it is not superseded
 
 	arrival  time.Duration // of the last word that was sent: the next one comes no sooner
 	stalled  []*frame      // words on a way that is cut

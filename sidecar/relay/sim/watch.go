@@ -16,7 +16,6 @@ type watch struct {
 	overlaps map[pulled]time.Duration // since when
 	whole    map[string]time.Duration // since when all of a cluster is connected; absent: it is not
 	loops    map[int]bool
-	loopsMax time.Duration
 	loopsN   int
 }
 
