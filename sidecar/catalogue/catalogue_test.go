@@ -143,6 +143,17 @@ func TestRelaysRememberEpochs(t *testing.T) {
 	}
 }
 
+// TestRelaysAreHeardBeforeTheServer: the peers may be connected before the server reports for the first time.
+func TestRelaysAreHeardBeforeTheServer(t *testing.T) {
+	c := catalogue.New(self)
+	setPeer(t, c, "b1", "b", hold("x", 5, "a1", "b1"))
+	setPeer(t, c, "c1", "c", hold("x", 7, "c1"), hold("y", 6, "c1"))
+	setLocal(t, c, stream("x", "s1"), stream("y", "s2"))
+	if got := origins(c); got != "x@5 y@0" {
+		t.Errorf("origins %s", got)
+	}
+}
+
 func TestRestoreRefuses(t *testing.T) {
 	for name, r := range map[string]catalogue.Record{
 		"epoch after clock": {Clock: 1, Bindings: []catalogue.Binding{{Stream: "x", Epoch: 2}}},
@@ -583,6 +594,18 @@ func TestAnnouncement(t *testing.T) {
 	}
 	if d := cmp.Diff([]Hold{mine, pulled}, c.Announcement("b")); d != "" {
 		t.Errorf("outside: %s", d)
+	}
+	child := hold("passed", 5, "b1", "a2", "a1", "b2")
+	setPeer(t, c, "b2", "b", child)
+	if d := cmp.Diff([]Hold{mine, passed, pulled}, c.Announcement("b")); d != "" {
+		t.Errorf("outside, where a child is: %s", d)
+	}
+	if d := cmp.Diff([]Hold{mine, pulled}, c.Announcement("c")); d != "" {
+		t.Errorf("outside, where no child is: %s", d)
+	}
+	setPeer(t, c, "b2", "b")
+	if d := cmp.Diff([]Hold{mine, pulled}, c.Announcement("b")); d != "" {
+		t.Errorf("outside, when the child has gone: %s", d)
 	}
 	c.Forget("a2")
 	if d := cmp.Diff([]Hold{mine, pulled}, c.Announcement("b")); d != "" {

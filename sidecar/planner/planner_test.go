@@ -98,6 +98,11 @@ func TestPlan(t *testing.T) {
 			Outside: cluster(ID(parent)) != "a", Live: true,
 		}
 	}
+	early := func(epoch uint64, parent, origin string) *planner.Relay {
+		r := live(epoch, parent, origin)
+		r.Early = true
+		return r
+	}
 	connecting := func(epoch uint64, parent, origin string) *planner.Relay {
 		r := live(epoch, parent, origin)
 		r.Live = false
@@ -425,6 +430,18 @@ func TestPlan(t *testing.T) {
 		{
 			name: "the parent has it from us, and nobody else", holds: []string{"5 b1 a1", "5 b1 a1 c1"},
 			relay: live(5, "c1", "b1"), want: "nothing drop", why: planner.WhyLoop,
+		},
+		{
+			name: "the parent has another publication from us", holds: []string{"5 b1 a1", "4 d1 a1 c1", "5 b1 d1"},
+			relay: live(5, "c1", "b1"), claim: granted, want: "run d1 drop", why: planner.WhyPull,
+		},
+		{
+			name: "the parent has turned to a beaten publication", holds: []string{"5 b1 c1 a1", "4 d1 c1"},
+			relay: live(5, "c1", "b1"), want: "nothing drop", why: planner.WhyTurned,
+		},
+		{
+			name: "the parent held a beaten one when it granted", holds: []string{"5 b1 c1 a1", "4 d1 c1"},
+			relay: early(5, "c1", "b1"), want: "run c1", why: planner.WhyOrphan,
 		},
 
 		{

@@ -191,6 +191,7 @@ type entry struct {
 	failures   map[catalogue.NodeID]*failure
 	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
 	failed     int
+	refused    bool // the local server did not take the last relay
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
@@ -768,11 +769,12 @@ func (m *Manager) believe(now time.Time) (next time.Time) {
 }
 
 // occupied says whether the server still has what may be a relay's of the process before, and may be a publisher's: to
-// publish there would be refused, or push that publisher out.
-func (m *Manager) occupied(id adapters.StreamID) bool {
-	s, reported := m.server[id]
-	_, doubt := m.doubts[id]
-	return reported && !s.Waiting && doubt && slices.Contains(m.left, id)
+// publish there would be refused, or push that publisher out. Where it was refused, another attempt would only make the doubt
+// last longer.
+func (m *Manager) occupied(e *entry) bool {
+	s, reported := m.server[e.id]
+	_, doubt := m.doubts[e.id]
+	return reported && !s.Waiting && doubt && (e.refused || slices.Contains(m.left, e.id))
 }
 
 // follow lets the holds of live relays follow their parents'.
@@ -935,7 +937,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		case r != nil && !r.ending():
 			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 			m.stop(e, endMoved)
-		case r != nil || now.Before(e.retryAt) || m.occupied(e.id):
+		case r != nil || now.Before(e.retryAt) || m.occupied(e):
 			// It goes on when that has ended.
 		case m.runs >= m.o.MaxRelays:
 			outcome = ErrFull
@@ -1339,6 +1341,7 @@ func (m *Manager) announce(e *entry, r *run) {
 		return
 	}
 	r.liveAt = time.Now()
+	e.refused = false
 	m.live++
 	m.stale = true
 	m.touch(e.id)
@@ -1432,6 +1435,7 @@ func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 		e.backward = now.Add(2 * soonTime)
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
 		e.failed++
+		e.refused = true
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
 	} else {
 		e.failed++

@@ -177,7 +177,9 @@ func TestNoOtherSource(t *testing.T) {
 		b.peer("b1", "5 e1 b1")
 		defer b.play()()
 		s := b.last()
-		b.peer("b1", "5 e1 a1 b1") // a loop
+		b.locked(func() { s.last = time.Now() })
+		b.peer("b1")
+		after(2 * time.Second)
 		b.wantOwn("")
 		if s.isFreed() {
 			b.Error("it ended at once")
@@ -206,5 +208,95 @@ func TestSilentNearParent(t *testing.T) {
 		b.wantOwn("5 b1 a1")
 		b.wantChanges(true)
 		t.Logf("%+v", b.status())
+	})
+}
+
+// What goes in a circle is cut at once, or packets would go round in it.
+func TestLoopIsCut(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		s := b.last()
+		b.peer("c1", "5 e1 c1")
+		b.peer("b1", "5 e1 a1 b1")
+		b.wantOwn("")
+		after(freeTime)
+		if !s.isFreed() {
+			b.Error("it goes on")
+		}
+		after(connectTime)
+		b.wantOwn("5 e1 c1 a1")
+	})
+}
+
+// A change under way is given up when the next parent has the stream from this node, or has lost it.
+func TestChangeIsGivenUp(t *testing.T) {
+	for name, holds := range map[string][]string{"it has it from here": {"5 e1 b1 a1 c1"}, "it has lost it": nil} {
+		t.Run(name, func(t *testing.T) {
+			run(t, gapless, func(b *bed) {
+				b.peer("b1", "5 e1 b1")
+				defer b.play()()
+				s := b.last()
+				b.locked(func() { s.changing = time.Minute })
+				b.peer("c1", "5 e1 c1")
+				b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true, Draining: true})
+				b.wantPulls("b1", "c1")
+				b.locked(func() { s.changing = 0 })
+				b.peer("c1", holds...)
+				b.wantOwn("5 e1 b1 a1")
+				b.peer("d1", "5 e1 d1")
+				b.wantOwn("5 e1 d1 a1")
+				b.wantChanges(true)
+				if status := b.status(); status.LastError != "" {
+					b.Errorf("last error %q", status.LastError)
+				}
+			})
+		})
+	}
+}
+
+// While a change is under way only older sequences are handed on than that by which the next parent was accepted: of two
+// nodes that would change to each other one does not.
+func TestSequencesAreHeldBack(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		grant := func(sequence uint64, path ...ID) func(adapters.StreamID) (relay.Grant, error) {
+			return func(adapters.StreamID) (relay.Grant, error) {
+				return relay.Grant{Epoch: 5, Path: path, Sequence: sequence}, nil
+			}
+		}
+		handedOn := func(want uint64) {
+			b.Helper()
+			g, err := b.manager.Grant("d1", "x")
+			if err != nil || g.Sequence != want {
+				b.Errorf("sequence %d is handed on, want %d: %v", g.Sequence, want, err)
+			}
+		}
+		b.peer("b1", "5 e1 b1")
+		b.setPull("b1", grant(100, "e1", "b1"))
+		defer b.play()()
+		s := b.last()
+		b.locked(func() {
+			s.changing = 2 * time.Second
+			b.peers.sequences = map[ID]uint64{"b1": 110}
+		})
+		b.setPull("c1", grant(105, "e1", "c1"))
+		b.peer("c1", "5 e1 c1")
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true, Draining: true})
+		b.wantPulls("b1", "c1")
+		handedOn(104)
+		after(2 * time.Second)
+		b.wantOwn("5 e1 c1 a1")
+		b.locked(func() { b.peers.sequences["c1"] = 120 })
+		handedOn(120)
+		// Now b1 is to be changed to, and is never ahead: what is handed on stands still until it is.
+		b.setPull("b1", grant(119, "e1", "b1"))
+		b.catalogue.SetCondition("b1", catalogue.Condition{Ready: true})
+		b.catalogue.SetCondition("c1", catalogue.Condition{Ready: true, Draining: true})
+		b.wantPulls("b1", "c1", "b1")
+		b.locked(func() { b.peers.sequences["c1"] = 130 })
+		handedOn(120)
+		b.setPull("b1", grant(125, "e1", "b1"))
+		after(soon + 2*time.Second)
+		b.wantOwn("5 e1 b1 a1")
 	})
 }

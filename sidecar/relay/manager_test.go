@@ -330,6 +330,7 @@ type session struct {
 	sourceChanged chan struct{}
 	sources       []relay.Source // that it was changed to
 	refuses       error          // a change
+	changing      time.Duration
 }
 
 func (b *bed) newSession(spec relay.Spec) *session {
@@ -370,7 +371,12 @@ func (s *session) LastPacket() time.Time {
 	return s.last
 }
 
-func (s *session) Change(_ context.Context, to relay.Source) (string, error) {
+func (s *session) Change(ctx context.Context, to relay.Source) (string, error) {
+	select {
+	case <-ctx.Done():
+		return "", ctx.Err()
+	case <-time.After(s.changing):
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refuses != nil {
@@ -862,6 +868,26 @@ func TestLocalServerFails(t *testing.T) {
 		after(freeTime + connectTime)
 		b.wantPulls("b1", "b1")
 		b.wantOwn("5 b1 a1")
+	})
+}
+
+// TestServerRefuses: what took the name at the server may be what an earlier relay left behind there, or a publisher's. However
+// much the stream is wanted, it is found out in time which of both.
+func TestServerRefuses(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		defer b.play()()
+		b.setScript(func(s *session) {
+			s.failing = &relay.SessionError{Side: relay.LocalServer, Step: relay.StepPublish, Err: errors.New("409")}
+		})
+		b.report(func(server map[adapters.StreamID]adapters.Stream) {
+			server["x"] = adapters.Stream{ID: "x", Readers: 1} // by no name
+		})
+		b.last().end <- &relay.SessionError{Side: relay.LocalServer, Step: "relay", Err: errors.New("closed")}
+		after(50 * time.Second)
+		b.wantOwn("")
+		after(15 * time.Second)
+		b.wantOwn("6 a1")
 	})
 }
 

@@ -102,6 +102,7 @@ type run struct {
 	path        []NodeID
 	delay       time.Duration
 	tracks      []adapters.Track
+	seen        bool
 	sequence    uint64
 	granted     bool
 	session     *session // at the parent's server; nil before it was opened
@@ -439,7 +440,10 @@ func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
 	relay := planner.Relay{
 		Parent: r.parent, Publication: r.publication, Outside: r.outside, Live: r.live(), Since: p.local(r.since),
 	}
-	if _, holds := state.Hold(r.parent, p.w.names[e.stream]); holds || !r.live() {
+	h, holds := state.Hold(r.parent, p.w.names[e.stream])
+	r.seen = r.seen || holds && h.Publication() == r.publication
+	relay.Early = !r.seen
+	if holds || !r.live() {
 		return relay
 	}
 	if quiet := max(r.packet(), r.liveAt) + quietTime; p.w.now < quiet {
@@ -917,7 +921,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
-	r.reported, r.lost, r.deadSince = false, false, -1
+	r.reported, r.seen, r.lost, r.deadSince = false, false, false, -1
 	r.session = next.session
 	r.session.child = r
 	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)
