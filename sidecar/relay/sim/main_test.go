@@ -39,8 +39,16 @@ func TestFigures(t *testing.T) {
 
 func TestBadArguments(t *testing.T) {
 	for _, args := range [][]string{
-		{"-meshes", ""}, {"-meshes", "3x5"}, {"-meshes", "1x5/10"}, {"-meshes", "3x5/0"}, {"-meshes", "x/10"},
-		{"-meshes", "100x100/10"}, {"-meshes", "3x5/10,"}, {"-seed", "x"}, {"-unknown"}, {"more"},
+		{"-meshes", ""},
+		{"-meshes", "3x5"},
+		{"-meshes", "1x5/10"},
+		{"-meshes", "3x5/0"},
+		{"-meshes", "x/10"},
+		{"-meshes", "100x100/10"},
+		{"-meshes", "3x5/10,"},
+		{"-seed", "x"},
+		{"-unknown"},
+		{"more"},
 	} {
 		var out, errs bytes.Buffer
 		if err := command(args, &out, &errs); err == nil || out.Len() > 0 {
