@@ -234,8 +234,9 @@ type run struct {
 	// below is the sequence by which that one was accepted, 0 where there is none: until it has taken over only older ones are
 	// handed on, so that what was feasible still is then. Else two nodes could move to each other.
 	below    uint64
-	reported bool // the local server has reported the stream since it is live
-	seen     bool // the parent has announced the publication
+	reported bool                  // the local server has reported the stream since it is live
+	seen     bool                  // the parent has announced the publication
+	before   catalogue.Publication // what it announced when it granted
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -724,7 +725,7 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 	}
 	h, holds := state.Hold(r.parent, e.id)
 	r.seen = r.seen || holds && h.Publication() == r.publication
-	relay.Early = !r.seen
+	relay.Early = !r.seen && h.Publication() == r.before
 	if holds || !r.live() {
 		return relay
 	}
@@ -1051,7 +1052,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.seen = false, false
+		r.reported, r.seen, r.before = false, false, next.before
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1329,6 +1330,9 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	if e := m.entries[stream]; e != nil && e.run != r && e.run.live() {
 		e.run.below = g.Sequence
 	}
+	state, _ := m.o.Catalogue.Snapshot()
+	h, _ := state.Hold(r.parent, stream)
+	r.before = h.Publication()
 	return nil
 }
 

@@ -69,6 +69,8 @@ type bench struct {
 const spareStreams = 60
 
 func newBench(seed uint64, clusters, perCluster, streams int) *bench {
+	alone.RLock()
+	defer alone.RUnlock()
 	w := newWorld(seed, meshOptions(clusters, perCluster, streams+spareStreams))
 	w.watch = nil // it is for histories
 	return &bench{
@@ -79,12 +81,19 @@ func newBench(seed uint64, clusters, perCluster, streams int) *bench {
 // alone is held for reading by each mesh that is simulated, and for writing by one that measures the machine.
 var alone sync.RWMutex
 
-// run lets time go by, in which other meshes may be simulated.
+// step lets time go by, in which other meshes may be simulated, unless this one has the machine for itself.
+func (b *bench) step(until time.Duration) {
+	if b.meter == nil {
+		alone.RLock()
+		defer alone.RUnlock()
+	}
+	b.world.run(until)
+}
+
+// run lets much time go by.
 func (b *bench) run(until time.Duration) {
 	for b.now < until {
-		alone.RLock()
-		b.world.run(min(until, b.now+time.Second))
-		alone.RUnlock()
+		b.step(min(until, b.now+time.Second))
 	}
 }
 
@@ -241,7 +250,7 @@ func (b *bench) until(most time.Duration, knows func(p *sidecar) bool, learnt fu
 	}
 	step := most / 60
 	for b.now < end && len(pending) > 0 {
-		b.world.run(min(b.now+step, end))
+		b.step(min(b.now+step, end))
 	}
 	b.news = nil
 	b.unaware += len(pending)
@@ -315,14 +324,20 @@ func (b *bench) held(id adapters.StreamID, gone *node) bool {
 func (b *bench) leave() {
 	n := b.nodes[b.rand.IntN(len(b.nodes))]
 	id := n.id
+	but := []*node{n}
+	for _, o := range b.nodes {
+		if o.sidecar == nil || o.sidecar.link(id) == nil {
+			but = append(but, o)
+		}
+	}
 	began := b.now
 	n.sidecar.leave(n.boot)
 	b.until(2*time.Second, func(p *sidecar) bool {
 		state, _ := p.catalogue.Snapshot()
-		return state.Condition(id).Draining || p.peer(id) == nil
+		return state.Condition(id).Draining
 	}, func(p *sidecar) {
 		b.drain.add(b.now - began - b.wires[n.i][p.node.i].delay)
-	}, n)
+	}, but...)
 	b.run(b.now + 10*time.Second)
 }
 

@@ -39,6 +39,9 @@ func command(args []string, stdout, stderr io.Writer) error {
 		}
 		return err
 	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q: there are flags only", flags.Args())
+	}
 	var sizes []size
 	for field := range strings.SplitSeq(*meshes, ",") {
 		s, err := parseSize(field)

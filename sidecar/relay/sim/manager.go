@@ -103,6 +103,7 @@ type run struct {
 	delay       time.Duration
 	tracks      []adapters.Track
 	seen        bool
+	before      catalogue.Publication
 	sequence    uint64
 	granted     bool
 	session     *session // at the parent's server; nil before it was opened
@@ -442,7 +443,7 @@ func (p *sidecar) relay(e *entry, state *catalogue.State) planner.Relay {
 	}
 	h, holds := state.Hold(r.parent, p.w.names[e.stream])
 	r.seen = r.seen || holds && h.Publication() == r.publication
-	relay.Early = !r.seen
+	relay.Early = !r.seen && h.Publication() == r.before
 	if holds || !r.live() {
 		return relay
 	}
@@ -823,6 +824,9 @@ func (r *run) accept(g grant) error {
 	if r.e.run != r && r.e.run.live() {
 		r.e.run.below = g.sequence
 	}
+	state, _ := r.s.catalogue.Snapshot()
+	h, _ := state.Hold(r.parent, r.s.w.names[r.stream])
+	r.before = h.Publication()
 	return nil
 }
 
@@ -921,7 +925,8 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
-	r.reported, r.seen, r.lost, r.deadSince = false, false, false, -1
+	r.reported, r.seen, r.before = false, false, next.before
+	r.lost, r.deadSince = false, -1
 	r.session = next.session
 	r.session.child = r
 	p.w.mark("%s: relay of %s has changed to %s by %v", p.self.ID, p.w.names[e.stream], r.parent, r.path)

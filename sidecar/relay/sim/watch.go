@@ -16,7 +16,7 @@ type watch struct {
 	overlaps map[pulled]time.Duration // since when
 	whole    map[string]time.Duration // since when all of a cluster is connected; absent: it is not
 	loops    map[int]bool
-	loopsN   int
+	circles  int
 }
 
 type pulled struct {
@@ -163,7 +163,7 @@ func (v *watch) loop(w *world, at *spot) {
 	}
 	since := w.now
 	v.loops[at.stream] = true
-	v.loopsN++
+	v.circles++
 	bound := w.think.most
 	for _, a := range circle {
 		for _, b := range circle {
