@@ -33,12 +33,5 @@ func (n *node) drain(ctx context.Context) error {
 
 // children are the nodes that pull anything from this one, by id.
 func children(s *catalogue.State) []catalogue.NodeID {
-	var all []catalogue.NodeID
-	for _, id := range s.Streams() {
-		if _, ok := s.Own(id); ok {
-			all = append(all, s.Children(id, s.Self().ID)...)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
+	return slices.DeleteFunc(s.Related(), func(id catalogue.NodeID) bool { return len(s.Pulls(id)) == 0 })
 }

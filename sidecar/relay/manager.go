@@ -496,12 +496,6 @@ func (m *Manager) Flows(child catalogue.NodeID) map[adapters.StreamID]Flow {
 	return flows
 }
 
-// Children is how many pulls other nodes announce from this one, of all streams.
-func (m *Manager) Children() int {
-	state, _ := m.o.Catalogue.Snapshot()
-	return state.Load(state.Self().ID)
-}
-
 // handOn is the sequence that goes with the node's own hold to a child, and remembers that it does; false where the hold
 // counts no more.
 func (m *Manager) handOn(state *catalogue.State, own catalogue.Hold) (uint64, bool) {

@@ -1318,9 +1318,6 @@ func TestOriginsFlow(t *testing.T) {
 		if first.Known || second.Known || second.Sequence-first.Sequence != 300 {
 			b.Errorf("%+v, a minute later %+v", first, second)
 		}
-		if n := b.manager.Children(); n != 1 {
-			b.Errorf("%d children", n)
-		}
 		b.report(func(server map[adapters.StreamID]adapters.Stream) { delete(server, "x") })
 	})
 }
