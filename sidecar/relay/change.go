@@ -101,6 +101,7 @@ type upstream struct {
 	// Guarded by the session's mu.
 	feeds   []*feed
 	current bool
+	layer   string // of simulcast that was asked for; "": the parent's choice
 }
 
 func (s *Session) newUpstream(source Source, initial bool) *upstream {
@@ -125,6 +126,7 @@ func (u *upstream) watch(ctx context.Context) {
 	over := make(chan error, 1)
 	var group sync.WaitGroup
 	group.Go(func() { over <- ended(u.session.Wait(inner)) })
+	group.Go(func() { u.chooseLayers(inner) })
 	select {
 	case u.err = <-over:
 	case u.err = <-u.failures:
