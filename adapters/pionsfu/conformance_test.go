@@ -469,7 +469,9 @@ func TestS18ICEServersInOptions(t *testing.T) {
 // S19 (extensions), S20 (simulcast) and S24 (counter-offers) are not offered: nothing of them may be promised.
 func TestS19S20S24NotPromised(t *testing.T) {
 	s := run(t, Config{})
-	offer := strings.Replace(publishOffer(t), "a=mid:1", "a=mid:1\r\na=rid:h send\r\na=rid:l send\r\na=simulcast:send h;l", 1)
+	offer := strings.Replace(publishOffer(t), "a=mid:1", "a=mid:1\r\na=rid:h send\r\na=rid:l send\r\na=simulcast:send h;l"+
+		// As encoders have it that name the SSRCs of all layers.
+		"\r\na=ssrc-group:FID 44 55\r\na=ssrc:44 cname:x\r\na=ssrc:55 cname:x\r\na=ssrc:66 cname:x\r\na=ssrc:77 cname:x", 1)
 	a := s.post(t, "/whip/s19", offer)
 	a.want(t, http.StatusCreated)
 	if strings.Contains(a.body, "a=simulcast") || strings.Contains(a.body, "a=rid") {

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/webrtc/v4"
+
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
@@ -86,7 +88,7 @@ type facts struct {
 	waits                   bool // such a play is taken, and served once somebody publishes
 	clientOrigin            string
 	location                string // path of a publisher's session
-	firstKey                time.Duration
+	firstKey                time.Duration // the longest that a viewer waits for one
 }
 
 // New checks the options.
@@ -256,14 +258,22 @@ func why(err error) string {
 	if errors.As(err, &refused) {
 		text := answer{status: refused.Code}.String()
 		if detail := cmp.Or(refused.Problem.Detail, refused.Problem.Title); detail != "" {
-			text += ": " + excerpt(detail)
+			text += ": " + strings.TrimRight(excerpt(detail), ".")
 		}
 		return text
+	}
+	if errors.Is(err, webrtc.ErrUnsupportedCodec) {
+		return "the answer refuses its section"
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return "no answer in time"
 	}
-	return excerpt(err.Error())
+	text := err.Error()
+	// The URL stands at the head of the report.
+	if _, rest, ok := strings.Cut(text, ": "); ok && strings.Contains(text[:len(text)-len(rest)], "://") {
+		text = rest
+	}
+	return excerpt(text)
 }
 
 // refusal is the status of an error that is a server's refusal, else 0.

@@ -57,7 +57,9 @@ func (p *Probe) tryDetails(ctx context.Context) {
 // itself: the time between two such requests, zero where there were none.
 func (p *Probe) tryJoin(ctx context.Context, b *publisher, c content) (every time.Duration) {
 	quiet := time.Now()
-	b.wait(ctx, p.bounds.quiet, func() bool { return b.asked(quiet) > 1 })
+	if !b.wait(ctx, p.bounds.quiet, func() bool { return b.asked(quiet) > 1 }) {
+		b.wait(ctx, p.bounds.quiet, func() bool { return b.asked(quiet) != 1 })
+	}
 	b.mu.Lock()
 	var asked []time.Time
 	for _, at := range b.requests {
@@ -82,20 +84,24 @@ func (p *Probe) tryJoin(ctx context.Context, b *publisher, c content) (every tim
 	defer v.close() //nolint:errcheck // other steps look at that
 	came := v.wait(ctx, p.bounds.wait/2, func() bool { return v.keys > 0 })
 	b.mu.Lock()
-	requests := b.asked(join)
+	requests, sent := b.asked(join), false
+	for _, f := range b.frames {
+		sent = sent || f.key && f.at.After(join)
+	}
 	b.mu.Unlock()
 	var took time.Duration
 	v.look(func() { took = v.firstKey })
-	p.learn(func(f *facts) { f.firstKey = took })
+	p.learn(func(f *facts) { f.firstKey = max(took, every) })
 	switch {
 	case !came && requests > 0:
 		p.note("key.join", Fail, "the publisher is asked for a key frame when a viewer comes, and the viewer does not get it")
-	case !came:
+	case !came, requests == 0 && sent && every == 0:
 		p.note("key.join", Warn, "nobody asks the publisher for a key frame when a viewer comes: who does not ask himself waits for the next")
-	case requests == 0:
+	case !sent:
 		p.note("key.join", OK, "a viewer gets a key frame from the server's memory, %s after his offer", ms(took))
-	case every > 0 && took > time.Second:
-		p.note("key.join", Warn, "a viewer's first key frame comes with the server's own requests, here %s after his offer", ms(took))
+	case every > 0:
+		p.note("key.join", Warn, "a viewer's first key frame may have to wait for the server's own request; here it came %s after his offer",
+			ms(took))
 	default:
 		p.note("key.join", OK, "the publisher is asked for a key frame when a viewer comes; it is there %s after the offer", ms(took))
 	}

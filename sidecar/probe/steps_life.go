@@ -139,27 +139,39 @@ func (p *Probe) tryLife(ctx context.Context) {
 // noteSecond says how two publishers of a name get on, and which is left.
 func (p *Probe) noteSecond(ctx context.Context, first, second *publisher, v *viewer) (owner *publisher) {
 	p.connected(ctx, second.session.Connected)
-	_, replaced := ended(ctx, p.bounds.quiet, first.session.Wait)
-	follows, dropped := false, false
-	if v != nil {
-		follows = v.comes(ctx, p.bounds.retry, shift)
-		if !follows {
-			_, dropped = ended(ctx, p.bounds.quiet, v.session.Wait)
+	if v == nil {
+		if _, replaced := ended(ctx, p.bounds.quiet, first.session.Wait); replaced {
+			p.note("stream.second", OK, "replaces the first")
+			return second
 		}
-	}
-	switch {
-	case replaced && follows:
-		p.note("stream.second", OK, "replaces the first, whose viewers stay and see the second")
-	case replaced && dropped:
-		p.note("stream.second", Warn, "replaces the first, whose viewers are closed and have to come again")
-	case replaced:
-		p.note("stream.second", Warn, "replaces the first; what its viewers see was not to be told")
-	case follows:
-		p.note("stream.second", Warn, "taken while the first goes on; viewers see the second")
-	default:
-		p.note("stream.second", Warn, "taken while the first goes on, whom viewers still see: two publishers do not learn of each other")
+		p.note("stream.second", Warn, "taken while the first goes on: two publishers do not learn of each other")
 		_ = second.close()
 		return first
+	}
+	follows := v.comes(ctx, p.bounds.quiet, shift)
+	dropped := false
+	if !follows {
+		_, dropped = ended(ctx, p.bounds.retry, v.session.Wait)
+	}
+	// Who comes now sees whom the server takes for the publisher.
+	newcomer, err := p.playSoon(ctx, playing{name: v.how.name, content: v.how.content})
+	heard := false
+	if err == nil {
+		newcomer.wait(ctx, p.bounds.wait, func() bool { return len(newcomer.frames) > 0 })
+		heard = newcomer.comes(ctx, p.bounds.retry, shift)
+		_ = newcomer.close()
+	}
+	switch {
+	case !heard:
+		p.note("stream.second", Warn, "taken while the first goes on, whom viewers see: two publishers do not learn of each other")
+		_ = second.close()
+		return first
+	case follows:
+		p.note("stream.second", OK, "replaces the first, whose viewers stay and see the second")
+	case dropped:
+		p.note("stream.second", Warn, "replaces the first, whose viewers are closed and have to come again")
+	default:
+		p.note("stream.second", Warn, "replaces the first, whose viewers stay connected and see nothing more")
 	}
 	_ = first.close()
 	return second

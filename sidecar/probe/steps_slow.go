@@ -66,46 +66,57 @@ func (p *Probe) until(ctx context.Context, so func() bool) (time.Duration, bool)
 	return time.Since(began), ctx.Err() == nil
 }
 
-// tryVanish publishes, pulls the cable, and waits until the name is one that nobody publishes.
+// tryVanish publishes, pulls the cable, and waits until the name is one that nobody publishes: plays of it are refused again,
+// or where such plays wait, another may publish it.
 func (p *Probe) tryVanish(ctx context.Context) {
-	f := p.fact()
-	if f.missing == 0 || !f.plays {
-		p.note("stream.vanish", Skip, "from outside it is not to be seen here whether a name is published")
-		return
-	}
+	const id = "stream.vanish"
 	p.say("letting a publisher vanish")
+	f, name := p.fact(), p.name("vanish")
 	s, mux, err := p.socket(ctx, true)
 	if err != nil {
-		p.note("stream.vanish", Skip, "%s", why(err))
+		p.note(id, Skip, "%s", why(err))
 		return
 	}
 	defer mux.Close() //nolint:errcheck // nobody uses it any more
-	name := p.name("vanish")
 	b, err := p.publish(ctx, publishing{name: name, content: f.main, socket: mux})
 	if err != nil {
-		p.note("stream.vanish", Skip, "%s", why(err))
+		p.note(id, Skip, "%s", why(err))
 		return
 	}
 	defer b.close() //nolint:errcheck // it may be gone
-	v, err := p.playSoon(ctx, playing{name: name, content: f.main})
-	if err != nil {
-		p.note("stream.vanish", Skip, "%s", why(err))
+	if _, ok := p.connected(ctx, b.session.Connected); !ok {
 		return
 	}
-	v.wait(ctx, p.bounds.wait, func() bool { return len(v.frames) > 0 })
-	_ = v.close()
-	s.cut.Store(true)
-	took, gone := p.until(ctx, func() bool {
-		v, err := p.play(ctx, playing{name: name, content: f.main})
+	free := func() bool {
+		next, err := p.publish(ctx, publishing{name: name, content: f.main})
 		if err == nil {
+			_ = next.close()
+		}
+		return err == nil
+	}
+	if f.missing != 0 && f.plays {
+		free = func() bool {
+			v, err := p.play(ctx, playing{name: name, content: f.main})
+			if err == nil {
+				_ = v.close()
+			}
+			return refusal(err) == f.missing
+		}
+		if v, err := p.playSoon(ctx, playing{name: name, content: f.main}); err == nil {
+			v.wait(ctx, p.bounds.wait, func() bool { return len(v.frames) > 0 })
 			_ = v.close()
 		}
-		return refusal(err) == f.missing
-	})
+	}
+	if free() {
+		p.note(id, Skip, "from outside it is not to be seen here whether a name is published")
+		return
+	}
+	s.cut.Store(true)
+	took, gone := p.until(ctx, free)
 	if gone {
-		p.note("stream.vanish", OK, "a publisher that vanishes is believed in for %.0f s", took.Seconds())
+		p.note(id, OK, "a publisher that vanishes is believed in for %.0f s", took.Seconds())
 	} else {
-		p.note("stream.vanish", Warn, "a publisher that vanishes is believed in for more than %.0f s", took.Seconds())
+		p.note(id, Warn, "a publisher that vanishes is believed in for more than %.0f s", took.Seconds())
 	}
 }
 

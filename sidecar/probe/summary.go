@@ -122,7 +122,7 @@ func (p *Probe) settings(r *Report) {
 	adapter := p.target.scheme.adapter
 	if adapter == "" && strings.HasPrefix(p.facts.location, "/session/") && p.target.scheme.publish == "/whip/{stream}" {
 		adapter = "pionsfu"
-		r.Advice = append(r.Advice, "by its addresses it is the built-in server, or a sidecar's gateway before one")
+		r.Make = "the built-in server, by its addresses"
 	}
 	f := p.facts
 	if adapter != "" {
