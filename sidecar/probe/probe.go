@@ -87,7 +87,7 @@ type facts struct {
 	missing                 int  // status of a play of what nobody publishes, 0: not known
 	waits                   bool // such a play is taken, and served once somebody publishes
 	clientOrigin            string
-	location                string // path of a publisher's session
+	location                string        // path of a publisher's session
 	firstKey                time.Duration // the longest that a viewer waits for one
 }
 

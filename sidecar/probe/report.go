@@ -53,6 +53,9 @@ type Report struct {
 	Advice   []string        `json:"advice,omitempty"`
 }
 
+// notTried is the text of checks that other things stood in the way of.
+const notTried = "not tried: what they need is not there, or did not work"
+
 // CanCascade says whether the server can be part of a cascade at all.
 func (r Report) CanCascade() bool { return r.Origin.Able || r.Edge.Able }
 
@@ -79,8 +82,12 @@ func (r Report) WriteText(to io.Writer) error {
 	line("play", r.Play)
 	line("streams", fmt.Sprintf("%s, %.0f s", r.Stream, r.Took.Seconds()))
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	group := ""
+	group, untried := "", 0
 	for _, c := range r.Checks {
+		if c.Verdict == Skip && c.Text == notTried {
+			untried++
+			continue
+		}
 		if c.Group != group {
 			group = c.Group
 			_ = w.Flush()
@@ -89,6 +96,9 @@ func (r Report) WriteText(to io.Writer) error {
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", c.Verdict, c.ID, c.Text)
 	}
 	_ = w.Flush()
+	if untried > 0 {
+		fmt.Fprintf(&b, "\n%d further checks were %s\n", untried, notTried)
+	}
 	b.WriteString("\nIn a cascade\n")
 	for _, role := range []struct {
 		name string

@@ -211,14 +211,10 @@ func (p *Probe) tryHTTP(ctx context.Context) {
 
 // notes of an answer that opened a session.
 func (p *Probe) noteOpened(log *recorder) {
-	e, ok := log.first(exchange.redirects)
-	switch {
-	case !ok:
+	if e, ok := log.first(exchange.redirects); ok {
+		p.noteRedirect(e.status, hostOf(e))
+	} else {
 		p.note("access.redirect", OK, "none")
-	case e.status == http.StatusTemporaryRedirect || e.status == http.StatusPermanentRedirect:
-		p.note("access.redirect", OK, "%d to %s", e.status, excerpt(hostOf(e)))
-	default:
-		p.note("access.redirect", Fail, "%d: clients send only 307 and 308 on with their offer (RFC 9725, section 4.5)", e.status)
 	}
 	post, ok := log.last(http.MethodPost)
 	if !ok {
@@ -242,6 +238,14 @@ func (p *Probe) noteOpened(log *recorder) {
 	default:
 		p.note("http.location", OK, "%s, long enough not to be guessed", kind)
 	}
+}
+
+func (p *Probe) noteRedirect(status int, to string) {
+	if status == http.StatusTemporaryRedirect || status == http.StatusPermanentRedirect {
+		p.note("access.redirect", OK, "%d to %s", status, excerpt(to))
+		return
+	}
+	p.note("access.redirect", Fail, "%d: clients send only 307 and 308 on with their offer (RFC 9725, section 4.5)", status)
 }
 
 func hostOf(e exchange) string {

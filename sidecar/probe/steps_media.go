@@ -42,6 +42,9 @@ func (p *Probe) tryMedia(ctx context.Context) bool {
 	}
 	if err != nil {
 		p.note("access.publish", Fail, "%s", why(err))
+		if code := refusal(err); code/100 == 3 {
+			p.noteRedirect(code, "")
+		}
 		return false
 	}
 	defer b.close() //nolint:errcheck // other steps look at that

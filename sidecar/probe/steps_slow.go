@@ -85,6 +85,7 @@ func (p *Probe) tryVanish(ctx context.Context) {
 	}
 	defer b.close() //nolint:errcheck // it may be gone
 	if _, ok := p.connected(ctx, b.session.Connected); !ok {
+		p.note(id, Skip, "its media cannot be reached from the address that leads to its HTTP port")
 		return
 	}
 	free := func() bool {

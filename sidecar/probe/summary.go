@@ -21,7 +21,7 @@ func (p *Probe) summarize(ctx context.Context, began time.Time) Report {
 	if p.options.Stream != "" {
 		r.Stream = string(p.options.Stream)
 	}
-	reason := "not tried: what it needs did not work"
+	reason := notTried
 	if ctx.Err() != nil {
 		reason = "not tried: the time was over"
 	}
@@ -120,7 +120,7 @@ func (p *Probe) settings(r *Report) {
 	set := func(name, value string) { r.Settings = append(r.Settings, "SIDESTREAM_ADAPTER_"+name+"="+value) }
 	base := u.Scheme + "://" + u.Host
 	adapter := p.target.scheme.adapter
-	if adapter == "" && strings.HasPrefix(p.facts.location, "/session/") && p.target.scheme.publish == "/whip/{stream}" {
+	if adapter == "" && strings.HasPrefix(p.facts.location, "/session/") && r.Check("session.counter").Verdict != Warn && p.target.scheme.publish == "/whip/{stream}" {
 		adapter = "pionsfu"
 		r.Make = "the built-in server, by its addresses"
 	}
