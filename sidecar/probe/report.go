@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -43,12 +44,12 @@ type Report struct {
 	Play     string          `json:"play,omitempty"`
 	Stream   string          `json:"stream"` // its name, or what the names begin with
 	Began    time.Time       `json:"began"`
-	Took     time.Duration   `json:"tookNanoseconds"`
+	Took     time.Duration   `json:"-"` // "seconds" in JSON
 	Checks   []Check         `json:"checks"`
 	Origin   Role            `json:"origin"`
 	Edge     Role            `json:"edge"`
 	OnDemand Role            `json:"onDemand"`
-	Traits   adapters.Traits `json:"traits"` // as measured; Aliases cannot be
+	Traits   adapters.Traits `json:"-"` // as measured; Aliases cannot be
 	Settings []string        `json:"settings"`
 	Advice   []string        `json:"advice,omitempty"`
 }
@@ -58,6 +59,30 @@ const notTried = "not tried: what they need is not there, or did not work"
 
 // CanCascade says whether the server can be part of a cascade at all.
 func (r Report) CanCascade() bool { return r.Origin.Able || r.Edge.Able }
+
+// MarshalJSON implements json.Marshaler.
+func (r Report) MarshalJSON() ([]byte, error) {
+	type fields Report
+	type traits struct {
+		Codecs       []string `json:"codecs"`
+		Extensions   []string `json:"extensions"`
+		InOrder      bool     `json:"inOrder"`
+		MaxHold      float64  `json:"maxHoldSeconds"`
+		FillAudio    bool     `json:"fillAudio"`
+		DropsReaders bool     `json:"dropsReaders"`
+		Waits        bool     `json:"waits"`
+		IgnoresPLI   bool     `json:"ignoresPLI"`
+	}
+	t := r.Traits
+	return json.Marshal(struct {
+		fields
+		CanCascade bool    `json:"canCascade"`
+		Seconds    float64 `json:"seconds"`
+		Traits     traits  `json:"traits"`
+	}{fields(r), r.CanCascade(), r.Took.Seconds(), traits{
+		t.Codecs, t.Extensions, t.InOrder, t.MaxHold.Seconds(), t.FillAudio, t.DropsReadersOnReplace, t.AcceptsAndWaits, t.IgnoresPLI,
+	}})
+}
 
 // Check is the check of an id; the zero value where there is none.
 func (r Report) Check(id string) Check {
