@@ -248,7 +248,7 @@ func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 				continue
 			}
 		case "ssrc-group":
-			if ids := strings.Fields(a.Value); len(ids) < 2 || !first[ids[1]] {
+			if ids := strings.Fields(a.Value); len(ids) < 2 || ids[0] == "SIM" || !first[ids[1]] {
 				continue
 			}
 		}
