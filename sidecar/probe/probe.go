@@ -84,9 +84,8 @@ type facts struct {
 	codecs                  []string
 	main                    content // what detailed steps publish
 	traits                  adapters.Traits
-	missing                 int  // status of a play of what nobody publishes, 0: not known
-	waits                   bool // such a play is taken, and served once somebody publishes
-	clientOrigin            string
+	missing                 int           // status of a play of what nobody publishes, 0: not known
+	waits                   bool          // such a play is taken, and served once somebody publishes
 	location                string        // path of a publisher's session
 	firstKey                time.Duration // the longest that a viewer waits for one
 }
