@@ -20,7 +20,8 @@ var arrows = map[string][]string{
 	"adapters/media":       {"github.com/pion/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
-	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
+	"adapters/testframes":  {"github.com/pion/"},
+	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 	"adapters/poll":        {"adapters"},
 	"adapters/mediamtx":    {"adapters", "adapters/poll"},
 	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
@@ -44,6 +45,7 @@ var arrows = map[string][]string{
 	"sidecar/admin":      {"github.com/prometheus/"},
 	"sidecar/console":    nil,
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
+	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
 
 	// The only one that knows Kubernetes.
