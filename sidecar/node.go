@@ -139,8 +139,8 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 			return n.newSession(s, sessionMetrics)
 		},
 		NewSource: n.newSource,
-		Remember:  n.file.remember,
-		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Remember:  n.file.remember, Awake: n.mesh.Awake,
+		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{
@@ -302,10 +302,14 @@ func (n *node) openMesh() (err error) {
 	if err != nil {
 		return err
 	}
+	var outgrow func(uint64)
+	if n.state.forgetful {
+		outgrow = n.known.Outgrow
+	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
-		Flows:   n.flows,
+		Flows: n.flows, Outgrow: outgrow,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered

@@ -134,7 +134,25 @@ func (c *Catalogue) SetPolicy(p Policy) {
 }
 
 // Self is the node whose catalogue this is.
-func (c *Catalogue) Self() Node { return c.self }
+func (c *Catalogue) Self() Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.self
+}
+
+// Outgrow makes this node's incarnation a later one than that of a process before it, which others remember and this one does
+// not. Where it is one already, nothing changes.
+func (c *Catalogue) Outgrow(incarnation uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.self.Incarnation > incarnation {
+		return
+	}
+	c.self.Incarnation = incarnation + 1
+	c.own.Node, c.index.self = c.self, c.self
+	c.remap()
+	c.flush()
+}
 
 // Clock is the highest epoch ever seen: peers are told it, so that their next publication's epoch is higher.
 func (c *Catalogue) Clock() uint64 {

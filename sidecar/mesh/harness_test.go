@@ -57,7 +57,18 @@ func (b *book) touch() {
 	b.changed = make(chan struct{})
 }
 
-func (b *book) Self() catalogue.Node { return b.self }
+func (b *book) Self() catalogue.Node {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.self
+}
+
+// outgrow is an Options.Outgrow.
+func (b *book) outgrow(incarnation uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.self.Incarnation = max(b.self.Incarnation, incarnation+1)
+}
 
 func (b *book) SetPeer(n catalogue.Node, holds []catalogue.Hold) error {
 	b.mu.Lock()
@@ -206,6 +217,7 @@ type node struct {
 type config struct {
 	id          catalogue.NodeID
 	incarnation uint64 // 0: 1
+	forgetful   bool   // it has lost its memory
 	cluster     string // "": "c-" and the id
 	handler     Handler
 	security    *Security // nil: plaintext
@@ -241,6 +253,9 @@ func start(t *testing.T, c config) *node {
 	}
 	if c.options != nil {
 		c.options(&o)
+	}
+	if c.forgetful {
+		o.Outgrow = b.outgrow
 	}
 	m := New(o)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -139,7 +139,9 @@ type ManagerOptions struct {
 	NewSource func(Spec) Source
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
-	Remember   func(context.Context)
+	Remember func(context.Context)
+	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
+	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
@@ -248,6 +250,9 @@ func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdraw
 func NewManager(o ManagerOptions) *Manager {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Awake == nil {
+		o.Awake = func() time.Time { return time.Time{} }
 	}
 	o.Linger = cmp.Or(o.Linger, defaultLinger)
 	o.MaxRelays = cmp.Or(o.MaxRelays, defaultMaxRelays)
@@ -724,9 +729,7 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 		return relay
 	}
 	last := r.session.LastPacket()
-	if last.Before(r.liveAt) {
-		last = r.liveAt
-	}
+	last = later(later(last, r.liveAt), m.o.Awake())
 	if quiet := last.Add(quietTime); now.Before(quiet) {
 		m.wait(e, now, quiet)
 		return relay
@@ -1105,6 +1108,9 @@ func (m *Manager) suspect(e *entry, r *run, since time.Time) (again time.Duratio
 		return pauseAgain
 	}
 	now := time.Now()
+	if now.Sub(m.o.Awake()) < overdueTime {
+		return doubtAgain // it was this node that fell silent
+	}
 	heard, connected := m.o.Peers.Heard(parent)
 	age, told := m.o.Peers.PacketAge(parent, e.id)
 	switch {
