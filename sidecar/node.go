@@ -426,12 +426,31 @@ func (n *node) sweep(ctx context.Context) {
 	}
 }
 
+// endStrays ends what relays of a process before left behind, of which this one remembers nothing: the server has no room for the
+// stream itself until then.
+func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
+	ender, ok := n.adapter.(adapters.Ender)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
+	for _, s := range n.known.Strays(streams) {
+		if err := ender.End(ctx, s); err != nil {
+			n.logger.Warn("publication left behind is not ended", "stream", s.ID, "error", err)
+			continue
+		}
+		n.logger.Info("ended a publication that was left behind", "stream", s.ID)
+	}
+}
+
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
 			n.mesh.SetReady(true)
+			n.endStrays(ctx, streams)
 			n.report(streams)
 		})
 		if ctx.Err() != nil {

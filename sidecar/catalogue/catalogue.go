@@ -333,6 +333,20 @@ func (c *Catalogue) Uncarry(id adapters.StreamID) {
 	c.touch()
 }
 
+// Strays are those of the streams that a sidecar's relay publishes, and no relay that is known here: a process before this one left
+// them behind, of which nothing is remembered.
+func (c *Catalogue) Strays(streams []adapters.Stream) []adapters.Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var strays []adapters.Stream
+	for _, s := range streams {
+		if s.Relayed && c.carriers[s.ID] == nil {
+			strays = append(strays, s)
+		}
+	}
+	return strays
+}
+
 // Doubts are the names of which it is not known whether what the server reports is a publisher's, or what an own relay
 // left behind: until then it counts as the latter.
 func (c *Catalogue) Doubts() []adapters.StreamID {

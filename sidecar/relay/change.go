@@ -91,6 +91,7 @@ type upstream struct {
 	source   Source
 	initial  bool // of the session's begin
 	session  *whip.Session
+	conn     *media.Conn
 	arrivals chan struct{} // capacity 1: a track has come
 	failures chan error    // capacity 1: it cannot be gone on with
 	ended    chan struct{} // closed when err is set
@@ -158,9 +159,13 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		s.stepLocked(StepFirstPacket)
 	}
 	known, l := u.feedLocked(t.Kind()), s.laneLocked(t.Kind())
+	flows := s.published && (u.initial || u.current)
 	switch {
 	case known != nil && t.RID() != "":
 		return nil // another simulcast layer: one is relayed
+	case known != nil && flows:
+		// The sender has found that its SSRC was another's too, and taken a new one (RFC 3550, section 8.2), or begun anew.
+		l.renewed.Add(1)
 	case known != nil:
 		u.fail(fmt.Errorf("it began a second %s track", t.Kind()))
 		return nil
@@ -178,11 +183,11 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		u.fail(err)
 		return nil
 	}
-	u.feeds = append(u.feeds, f)
+	u.feeds = append(slices.DeleteFunc(u.feeds, func(other *feed) bool { return other == known }), f)
 	switch {
 	case l.track.Load() == nil:
 		l.begin(f)
-	case u.current:
+	case u.current || known != nil:
 		f.late = true
 	}
 	select {
@@ -262,6 +267,8 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	defer grace.Stop()
 	silence := time.NewTimer(silenceMax)
 	defer silence.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	live := s.live
 	var lost error
 	var attempt chan attempted // of the change under way
@@ -287,7 +294,7 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 				if attempt != nil {
 					s.discard(ctx, <-attempt, ErrNotLive)
 				}
-				return &SessionError{Side: Parent, Step: "relay", Err: current.err}
+				return &SessionError{Side: Parent, Step: stepOfEnd(current.err), Err: current.err}
 			}
 			lost = current.err
 			dead := current.session
@@ -321,12 +328,17 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			lost = nil
 			s.mu.Lock()
 			s.upstream = current
+			s.discarded.add(old.conn)
 			s.mu.Unlock()
 			s.setState(SourceState{Flow: FlowOn, Since: time.Now()})
 			a.request.result <- a.result
 		case <-grace.C:
 			if attempt == nil {
 				return &SessionError{Side: Parent, Step: "relay", Err: lost}
+			}
+		case <-look.C:
+			if live == nil {
+				s.options.Metrics.look(s)
 			}
 		case <-silence.C:
 			again := silenceMax
@@ -336,6 +348,14 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			silence.Reset(again)
 		}
 	}
+}
+
+// stepOfEnd is what a live relay was doing when its source ended.
+func stepOfEnd(err error) string {
+	if errors.Is(err, ErrCodecDiffers) {
+		return "change codec"
+	}
+	return "relay"
 }
 
 func (s *Session) grace() time.Duration {

@@ -498,6 +498,7 @@ func (h stepHandler) WithGroup(string) slog.Handler      { return h }
 type network struct {
 	source, relay, sink *vnet.Net
 	dropped             atomic.Int64
+	cut                 atomic.Pointer[string] // what begins an address, to or from which nothing comes any more
 }
 
 // newNetwork loses a part of the source's media packets, by a sequence that is the same in each run.
@@ -522,6 +523,10 @@ func newNetwork(t *testing.T, delay time.Duration, lose func(n int) bool) *netwo
 	}
 	var seen atomic.Int64
 	router.AddChunkFilter(func(c vnet.Chunk) bool {
+		if cut := n.cut.Load(); cut != nil &&
+			(strings.HasPrefix(c.SourceAddr().String(), *cut) || strings.HasPrefix(c.DestinationAddr().String(), *cut)) {
+			return false
+		}
 		payload := c.UserData()
 		// RTP and RTCP are told apart by RFC 5761, both from DTLS and STUN by RFC 7983.
 		if !strings.HasPrefix(c.SourceAddr().String(), "10.0.0.1:") || len(payload) < 200 || payload[0]>>6 != 2 {
@@ -661,7 +666,7 @@ func openLane(t testing.TB, kind webrtc.RTPCodecType) (*feed, *media.Packet) {
 	l.codec.RTPCodecCapability = codec
 	p := &media.Packet{Payload: make([]byte, 1150)}
 	p.Header.Version = 2
-	l.current = &feed{lane: l}
+	l.current = &feed{lane: l, track: &media.Track{}}
 	return l.current, p
 }
 
