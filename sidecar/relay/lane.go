@@ -585,7 +585,9 @@ func (l *lane) endsLocked() bool {
 func (l *lane) switchLocked(f *feed) {
 	if old := l.current; old != nil {
 		old.done = true
-		l.past = l.past.Plus(old.track.Stats())
+	}
+	if t := l.track.Load(); t != nil {
+		l.past = l.past.Plus(t.Stats())
 	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))

@@ -45,14 +45,11 @@ func (s *connStats) add(c *media.Conn) {
 // stats counts what has come to the lane from all its sources, and tells how long packets take through it; false before the
 // first.
 func (l *lane) stats() (in media.TrackStats, added time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	track := l.track.Load()
 	if track == nil {
 		return media.TrackStats{}, 0, false
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.current != nil {
-		track = l.current.track
 	}
 	return track.Stats().Plus(l.past), l.delay.smoothed, true
 }

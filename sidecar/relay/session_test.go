@@ -666,7 +666,7 @@ func openLane(t testing.TB, kind webrtc.RTPCodecType) (*feed, *media.Packet) {
 	l.codec.RTPCodecCapability = codec
 	p := &media.Packet{Payload: make([]byte, 1150)}
 	p.Header.Version = 2
-	l.current = &feed{lane: l, track: &media.Track{}}
+	l.current = &feed{lane: l}
 	return l.current, p
 }
 
