@@ -9,8 +9,24 @@ import (
 	"time"
 )
 
-// deeds are what a step can do; each says what it did, to whom, and returns when all processes run again.
-var deeds = []func(context.Context, *soak) (string, error){
+// deed is what was done. Viewers of the pods that were hit have sessions of their own to lose.
+type deed struct {
+	what string
+	hit  []*pod
+}
+
+func (d deed) String() string {
+	for i, p := range d.hit {
+		if i == 0 {
+			d.what += ":"
+		}
+		d.what += " " + p.name
+	}
+	return d.what
+}
+
+// deeds are what a step can do; each says what it did, and returns when all processes run again.
+var deeds = []func(context.Context, *soak) (deed, error){
 	killParent, killParent, killSidecar, killSidecar, killServer, killServer, killPod, killWithState, killAtOnce, freeze,
 	publisherReturns, publisherReturns, publisherMoves, restart,
 }
@@ -49,61 +65,60 @@ func (s *soak) away(ctx context.Context) {
 	s.pause(ctx, 200*time.Millisecond, 8*time.Second)
 }
 
-func killParent(ctx context.Context, s *soak) (string, error) {
+func killParent(ctx context.Context, s *soak) (deed, error) {
 	p := s.parent(ctx)
 	p.sidecar.kill()
 	p.server.kill()
 	s.away(ctx)
-	return "kill parent: " + p.name, errors.Join(p.server.start(), p.sidecar.start())
+	return deed{"kill parent", []*pod{p}}, errors.Join(p.server.start(), p.sidecar.start())
 }
 
-func killSidecar(ctx context.Context, s *soak) (string, error) {
+func killSidecar(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.sidecar.kill()
 	s.away(ctx)
-	return "kill sidecar: " + p.name, p.sidecar.start()
+	return deed{"kill sidecar", []*pod{p}}, p.sidecar.start()
 }
 
-func killServer(ctx context.Context, s *soak) (string, error) {
+func killServer(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.server.kill()
 	s.away(ctx)
-	return "kill server: " + p.name, p.server.start()
+	return deed{"kill server", []*pod{p}}, p.server.start()
 }
 
-func killPod(ctx context.Context, s *soak) (string, error) {
+func killPod(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.server.kill()
 	p.sidecar.kill()
 	s.away(ctx)
 	// In whichever order they come up.
 	if s.random.IntN(2) == 0 {
-		return "kill pod: " + p.name, errors.Join(p.server.start(), p.sidecar.start())
+		return deed{"kill pod", []*pod{p}}, errors.Join(p.server.start(), p.sidecar.start())
 	}
 	err := p.sidecar.start()
 	s.pause(ctx, 0, 2*time.Second)
-	return "kill pod: " + p.name, errors.Join(err, p.server.start())
+	return deed{"kill pod", []*pod{p}}, errors.Join(err, p.server.start())
 }
 
-func killWithState(ctx context.Context, s *soak) (string, error) {
+func killWithState(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.sidecar.kill()
-	what, err := "lose state: ", os.Remove(p.state)
+	what, err := "lose state", os.Remove(p.state)
 	if s.random.IntN(2) == 0 {
-		what, err = "break state: ", os.WriteFile(p.state, []byte(`{"node":"`), 0o600)
+		what, err = "break state", os.WriteFile(p.state, []byte(`{"node":"`), 0o600)
 	}
 	s.away(ctx)
-	return what + p.name, errors.Join(err, p.sidecar.start())
+	return deed{what, []*pod{p}}, errors.Join(err, p.sidecar.start())
 }
 
 // killAtOnce kills several sidecars, and perhaps the publisher with them.
-func killAtOnce(ctx context.Context, s *soak) (string, error) {
-	what := "kill many:"
+func killAtOnce(ctx context.Context, s *soak) (deed, error) {
 	var killed []*pod
 	for _, p := range s.pods {
 		if s.random.IntN(2) == 0 {
 			p.sidecar.kill()
-			killed, what = append(killed, p), what+" "+p.name
+			killed = append(killed, p)
 		}
 	}
 	s.away(ctx)
@@ -111,36 +126,36 @@ func killAtOnce(ctx context.Context, s *soak) (string, error) {
 	for _, p := range killed {
 		err = errors.Join(err, p.sidecar.start())
 	}
-	return what, err
+	return deed{"kill many", killed}, err
 }
 
 // freeze lets a sidecar stand still for so long that all others give it up.
-func freeze(ctx context.Context, s *soak) (string, error) {
+func freeze(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.sidecar.freeze(ctx, time.Second+time.Duration(s.random.Int64N(int64(4*time.Second))))
-	return "freeze sidecar: " + p.name, nil
+	return deed{"freeze sidecar", []*pod{p}}, nil
 }
 
-func publisherReturns(ctx context.Context, s *soak) (string, error) {
+func publisherReturns(ctx context.Context, s *soak) (deed, error) {
 	p := s.source.pod
 	s.source.stop()
 	s.away(ctx)
 	s.source.start(p)
-	return "publisher returns: " + p.name, nil
+	return deed{"publisher returns", []*pod{p}}, nil
 }
 
-func publisherMoves(ctx context.Context, s *soak) (string, error) {
+func publisherMoves(ctx context.Context, s *soak) (deed, error) {
 	s.source.stop()
 	s.away(ctx)
 	p := s.anyPod()
 	s.source.start(p)
-	return "publisher moves: " + p.name, nil
+	return deed{"publisher moves", []*pod{p}}, nil
 }
 
 // restart ends a sidecar in order.
-func restart(ctx context.Context, s *soak) (string, error) {
+func restart(ctx context.Context, s *soak) (deed, error) {
 	p := s.anyPod()
 	p.sidecar.end()
 	s.away(ctx)
-	return "restart sidecar: " + p.name, p.sidecar.start()
+	return deed{"restart sidecar", []*pod{p}}, p.sidecar.start()
 }

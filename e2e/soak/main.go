@@ -111,7 +111,7 @@ func (s *soak) run(ctx context.Context, binary, dir string, until time.Time) (er
 		defer v.stop()
 		s.viewers = append(s.viewers, v)
 	}
-	s.settle(ctx, "begin", time.Now())
+	s.settle(ctx, deed{"begin", s.pods}, time.Now())
 	for ctx.Err() == nil && time.Now().Before(until) {
 		if err := s.step(ctx); err != nil {
 			return err
@@ -150,43 +150,52 @@ func (s *soak) step(ctx context.Context) error {
 	} else {
 		s.pause(ctx, 500*time.Millisecond, 3*time.Second)
 	}
-	what, err := do(ctx, s)
+	done, err := do(ctx, s)
 	if err != nil {
 		return err
 	}
-	s.settle(ctx, what, time.Now())
+	s.settle(ctx, done, time.Now())
 	return nil
 }
 
 // settle waits until all is well again.
-func (s *soak) settle(ctx context.Context, what string, since time.Time) {
-	before := make([]int, len(s.viewers))
-	for i, v := range s.viewers {
-		before[i] = v.frames()
-	}
+func (s *soak) settle(ctx context.Context, done deed, since time.Time) {
+	what := done.String()
 	bounded, cancel := context.WithTimeout(ctx, flowBound)
 	defer cancel()
-	var took time.Duration
+	marks := make([]<-chan time.Time, len(s.viewers))
 	for i, v := range s.viewers {
-		if !v.await(bounded, before[i]+flowing) {
-			if ctx.Err() != nil {
-				return
-			}
-			s.complain("%s: the viewer at %s has seen %d frames in %s; %s", what, v.pod.name, v.frames()-before[i], flowBound, v.last())
+		marks[i] = v.mark(bounded, v.frames()+flowing)
+	}
+	var all, elsewhere time.Duration
+	for i, v := range s.viewers {
+		at, ok := <-marks[i]
+		if ctx.Err() != nil {
+			continue
+		}
+		if !ok {
+			s.complain("%s: the viewer at %s sees nothing for %s; %s", what, v.pod.name, flowBound, v.last())
 			s.dump(ctx)
 			continue
 		}
-		took = max(took, time.Since(since))
+		all = max(all, at.Sub(since))
+		if !slices.Contains(done.hit, v.pod) {
+			elsewhere = max(elsewhere, at.Sub(since))
+		}
+	}
+	if ctx.Err() != nil {
+		return
 	}
 	for _, v := range s.viewers {
 		for _, odd := range v.oddities() {
 			s.complain("%s: the viewer at %s was told %s", what, v.pod.name, odd)
 		}
 	}
-	s.took[kindOf(what)] = append(s.took[kindOf(what)], took)
+	s.took[done.what] = append(s.took[done.what], all)
+	s.took[done.what+elsewhereMark] = append(s.took[done.what+elsewhereMark], elsewhere)
 	rested := s.rest(ctx, what)
-	fmt.Fprintf(s.out, "%s %4d %-44s frames everywhere after %5.1f s, at rest after %5.1f s\n",
-		time.Now().Format(time.TimeOnly), s.steps, what, took.Seconds(), rested.Seconds())
+	fmt.Fprintf(s.out, "%s %4d %-44s frames elsewhere after %4.1f s, everywhere after %4.1f s, at rest after %4.1f s\n",
+		time.Now().Format(time.TimeOnly), s.steps, what, elsewhere.Seconds(), all.Seconds(), rested.Seconds())
 	for _, p := range s.pods {
 		p.measure(ctx)
 	}
@@ -206,18 +215,13 @@ func (s *soak) dump(ctx context.Context) {
 	}
 }
 
-// kindOf is what was done, without to whom.
-func kindOf(what string) string {
-	if i := slices.Index([]byte(what), ':'); i >= 0 {
-		return what[:i]
-	}
-	return what
-}
+// elsewhereMark ends the row of viewers whose own pod was not hit.
+const elsewhereMark = ", elsewhere"
 
 func (s *soak) print(took time.Duration) {
 	fmt.Fprintf(s.out, "\n%d steps in %s. Until every viewer had seen a second of video again, after all processes ran:\n\n",
 		s.steps, took.Round(time.Second))
-	fmt.Fprintf(s.out, "%-24s %6s %8s %8s %8s\n", "", "times", "p50", "p95", "max")
+	fmt.Fprintf(s.out, "%-32s %6s %8s %8s %8s\n", "", "times", "p50", "p95", "max")
 	var kinds []string
 	for kind := range s.took {
 		kinds = append(kinds, kind)
@@ -228,7 +232,7 @@ func (s *soak) print(took time.Duration) {
 		at := func(part int) string {
 			return fmt.Sprintf("%.1f s", all[min(len(all)*part/100, len(all)-1)].Seconds())
 		}
-		fmt.Fprintf(s.out, "%-24s %6d %8s %8s %8s\n", kind, len(all), at(50), at(95), at(100))
+		fmt.Fprintf(s.out, "%-32s %6d %8s %8s %8s\n", kind, len(all), at(50), at(95), at(100))
 	}
 	var sessions int
 	for _, v := range s.viewers {

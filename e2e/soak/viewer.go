@@ -109,14 +109,20 @@ func (v *viewer) frames() int {
 	return v.past + v.current.Report().Frames
 }
 
-func (v *viewer) await(ctx context.Context, frames int) bool {
-	for v.frames() < frames {
-		if ctx.Err() != nil {
-			return false
+// mark notes when so many frames have come, in the background.
+func (v *viewer) mark(ctx context.Context, frames int) (marked <-chan time.Time) {
+	at := make(chan time.Time, 1)
+	go func() {
+		defer close(at)
+		for v.frames() < frames {
+			if ctx.Err() != nil {
+				return
+			}
+			sleep(ctx, 50*time.Millisecond)
 		}
-		sleep(ctx, 50*time.Millisecond)
-	}
-	return true
+		at <- time.Now()
+	}()
+	return at
 }
 
 func (v *viewer) sessions() int {

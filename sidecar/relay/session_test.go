@@ -410,7 +410,7 @@ func TestSessionEnds(t *testing.T) {
 			name:    "codec changes in mid-stream",
 			options: hopOptions{shape: relaytest.Shape{Video: webrtc.MimeTypeH264, SwitchAfter: 45}},
 			live:    func(*hop) {},
-			side:    Parent, step: "relay", says: "changed from video/H264 to video/VP8", source: 1, sink: 1,
+			side:    Parent, step: "change codec", says: "changed from video/H264 to video/VP8", source: 1, sink: 1,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
