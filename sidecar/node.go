@@ -302,14 +302,10 @@ func (n *node) openMesh() (err error) {
 	if err != nil {
 		return err
 	}
-	var outgrow func(uint64)
-	if n.state.forgetful {
-		outgrow = n.known.Outgrow
-	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
-		Flows: n.flows, Outgrow: outgrow,
+		Flows: n.flows, Outgrow: n.known.Outgrow,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered

@@ -24,9 +24,6 @@ type state struct {
 	Node        catalogue.NodeID `json:"node"`
 	Incarnation uint64           `json:"incarnation"`
 	Record      catalogue.Record `json:"record"`
-
-	// forgetful is set where nothing of a process before is remembered, though there may have been one.
-	forgetful bool
 }
 
 // stateFile keeps a state on disk. A directory that cannot be written is said once and lived with: without a memory a
@@ -55,22 +52,17 @@ func (f stateFile) open(id catalogue.NodeID) state {
 	case s.Node == "":
 		s = state{Node: catalogue.NodeID(rand.Text())}
 	}
-	s.forgetful = s.Incarnation == 0
 	s.Incarnation++
-	if !f.write(s) {
-		s.forgetful = true
-	}
+	f.write(s)
 	return s
 }
 
 // write replaces the file at once, so that a crash leaves the old state or the new one.
-func (f stateFile) write(s state) (kept bool) {
-	err := f.replace(s)
-	if err != nil {
+func (f stateFile) write(s state) {
+	if err := f.replace(s); err != nil {
 		f.logger.Warn("state cannot be kept: a restart of this sidecar will count as a new node's",
 			"file", f.name, "error", err)
 	}
-	return err == nil
 }
 
 func (f stateFile) replace(s state) error {

@@ -64,7 +64,7 @@ func TestStateOfAnotherKind(t *testing.T) {
 			if s := f.open("pod-1"); s.Node != "pod-1" || s.Incarnation != 1 {
 				t.Errorf("state %+v", s)
 			}
-			if s := f.open("pod-1"); s.Incarnation != 2 || s.forgetful {
+			if s := f.open("pod-1"); s.Incarnation != 2 {
 				t.Errorf("at the next start %+v", s)
 			}
 			if !strings.Contains(log.String(), "going on without a memory") {
@@ -74,17 +74,11 @@ func TestStateOfAnotherKind(t *testing.T) {
 	}
 }
 
-// A process that cannot write has forgotten what the next one should know; and what others remember better is written down.
+// What others remember better is written down.
 func TestStateThatWasOutgrown(t *testing.T) {
 	dir := t.TempDir()
 	f := stateFile{name: filepath.Join(dir, "state.json"), logger: slog.New(slog.DiscardHandler)}
-	if s := f.open("a"); !s.forgetful {
-		t.Errorf("a first process remembers: %+v", s)
-	}
 	s := f.open("a")
-	if s.forgetful {
-		t.Errorf("a second process has forgotten: %+v", s)
-	}
 	known := catalogue.New(catalogue.Node{ID: "a", Incarnation: s.Incarnation, Cluster: "a"})
 	known.Outgrow(7)
 	known.Outgrow(3)
@@ -93,15 +87,6 @@ func TestStateThatWasOutgrown(t *testing.T) {
 	_ = f.follow(ctx, s, known)
 	if s = f.open("a"); s.Incarnation != 9 {
 		t.Errorf("after one that went on as the eighth comes %+v", s)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(dir, nil, 0o600); err != nil { // where the folder was
-		t.Fatal(err)
-	}
-	if s = f.open("a"); s.Incarnation != 1 || !s.forgetful {
-		t.Errorf("without a folder %+v", s)
 	}
 }
 

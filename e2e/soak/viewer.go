@@ -93,6 +93,10 @@ func (v *viewer) play(ctx context.Context) {
 	if refused, ok := errors.AsType[*whip.StatusError](err); ok {
 		switch refused.Code {
 		case http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable:
+		case http.StatusBadGateway: // the media server does not run
+			if refused.RetryAfter == 0 {
+				v.odd = append(v.odd, err.Error())
+			}
 		default:
 			v.odd = append(v.odd, err.Error())
 		}

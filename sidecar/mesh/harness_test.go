@@ -217,7 +217,6 @@ type node struct {
 type config struct {
 	id          catalogue.NodeID
 	incarnation uint64 // 0: 1
-	forgetful   bool   // it has lost its memory
 	cluster     string // "": "c-" and the id
 	handler     Handler
 	security    *Security // nil: plaintext
@@ -250,12 +249,10 @@ func start(t *testing.T, c config) *node {
 	o := Options{
 		Catalogue: b, Security: c.security, Listener: port.GRPC(), Address: c.address, Handler: c.handler,
 		Namespace: c.security.self.namespace, Version: "test", Features: []string{"a-feature-of-the-future"}, Dial: c.dial, Registerer: registry, Logger: log,
+		Outgrow: b.outgrow,
 	}
 	if c.options != nil {
 		c.options(&o)
-	}
-	if c.forgetful {
-		o.Outgrow = b.outgrow
 	}
 	m := New(o)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -123,9 +123,9 @@ type Options struct {
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
 	Flows func(child catalogue.NodeID) map[adapters.StreamID]Flow
-	// Outgrow gives this node a later incarnation, as Catalogue.Self tells it from then on: a peer remembers an earlier process
-	// of the same node, which has gone, by this one, and this process does not. nil: it keeps the one that it has, and is
-	// refused there. It is for a process that began without a memory: one that has its memory is not in the wrong.
+	// Outgrow gives this node an incarnation later than this one, as Catalogue.Self tells it from then on: a peer remembers by it
+	// an earlier process of the same node, which has gone, and this process does not. nil: it keeps the one that it has, and is
+	// refused there.
 	Outgrow    func(incarnation uint64)
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics

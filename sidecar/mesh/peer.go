@@ -157,7 +157,7 @@ func (m *Mesh) outgrow(remembered uint64) bool {
 	case remembered < own: // another peer has said so meanwhile
 		return true
 	}
-	m.log.Warn("a peer remembers an earlier process of this node, whose memory is lost; going on as a later one",
+	m.log.Warn("a peer remembers an earlier process of this node, which this one does not; going on as a later one",
 		"incarnation", own, "remembered", remembered)
 	m.o.Outgrow(remembered)
 	return true

@@ -41,7 +41,7 @@ func TestANodeWithoutMemoryIsTakenIn(t *testing.T) {
 				}
 				time.Sleep(tt.pause)
 
-				b := net.member(t, hostC, config{id: "b", forgetful: true})
+				b := net.member(t, hostC, config{id: "b"})
 				b.book.publish(2, "after")
 				began := time.Now()
 				if tt.dials {
@@ -65,8 +65,7 @@ func TestANodeWithoutMemoryIsTakenIn(t *testing.T) {
 	}
 }
 
-// A process that has its memory is not moved by what a peer says of another one with its id, and who comes without a memory does
-// not drive out one that lives.
+// Who comes with the id of a process that lives does not drive it out, and is not told how to.
 func TestTwoProcessesDoNotOutgrowEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(10 * time.Millisecond)
@@ -74,7 +73,7 @@ func TestTwoProcessesDoNotOutgrowEachOther(t *testing.T) {
 		b.book.publish(1, "true")
 		a.SetPeers(at(addrB))
 		a.book.hears(t, "b", 1, "true")
-		second := net.member(t, hostC, config{id: "b", forgetful: true})
+		second := net.member(t, hostC, config{id: "b"})
 		second.book.publish(2, "false")
 		second.SetPeers(at(addrA))
 		time.Sleep(2 * time.Minute)
@@ -103,7 +102,7 @@ func TestAbsurdIncarnationsAreNotBelieved(t *testing.T) {
 	}
 	m.o.Outgrow = nil
 	if m.outgrow(9) {
-		t.Error("a process with a memory was moved")
+		t.Error("outgrown without a way to do so")
 	}
 }
 

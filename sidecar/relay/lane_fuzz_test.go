@@ -106,6 +106,9 @@ func FuzzSeam(f *testing.F) {
 		}
 		var again media.Packet
 		for seq, payload := range to.seen {
+			if back := int16(l.last.sequence - seq); back < 0 || back >= audioHistory {
+				continue // nobody asks for what is so far back
+			}
 			if !l.history.Sequence(seq, &again) || !bytes.Equal(again.Payload, payload) {
 				t.Errorf("number %d cannot be had again as it was", seq)
 			}
