@@ -604,6 +604,7 @@ type SessionStatus struct {
 	Steps    []Step            `json:"steps"`              // in the order they were taken
 	Live     bool              `json:"live"`
 	Source   SourceState       `json:"source"`
+	Layer    string            `json:"layer,omitempty"`   // of simulcast that the parent was asked for; none: its choice
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
@@ -672,6 +673,7 @@ func (s *Session) status() (SessionStatus, []*lane) {
 	useless := s.discarded
 	if s.upstream != nil {
 		useless.add(s.upstream.conn)
+		status.Layer = s.upstream.layer
 	}
 	useless.add(s.out)
 	status.Malformed, status.Unknown = useless.Malformed, useless.Unknown
