@@ -107,7 +107,10 @@ func (s *soak) run(ctx context.Context, binary, dir string, until time.Time) (er
 	defer s.source.stop()
 	s.source.start(s.pods[0])
 	for _, p := range s.pods {
-		v := newViewer(p)
+		v, err := newViewer(p, dir)
+		if err != nil {
+			return err
+		}
 		defer v.stop()
 		s.viewers = append(s.viewers, v)
 	}

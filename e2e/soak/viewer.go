@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -35,6 +38,7 @@ type viewer struct {
 	pod    *pod
 	cancel context.CancelFunc
 	done   chan struct{}
+	log    *slog.Logger
 
 	mu      sync.Mutex
 	past    int // frames of sessions that have ended
@@ -46,17 +50,22 @@ type viewer struct {
 
 const comeAgain = 250 * time.Millisecond
 
-func newViewer(p *pod) *viewer {
+func newViewer(p *pod, dir string) (*viewer, error) {
+	file, err := os.Create(filepath.Join(dir, p.name+"-viewer.log"))
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	v := &viewer{pod: p, cancel: cancel, done: make(chan struct{})}
+	v := &viewer{pod: p, cancel: cancel, done: make(chan struct{}), log: slog.New(slog.NewTextHandler(file, nil))}
 	go func() {
 		defer close(v.done)
+		defer file.Close() //nolint:errcheck // it tells what happened, and no more
 		for ctx.Err() == nil {
 			v.play(ctx)
 			sleep(ctx, comeAgain)
 		}
 	}()
-	return v
+	return v, nil
 }
 
 func (v *viewer) play(ctx context.Context) {
@@ -66,6 +75,7 @@ func (v *viewer) play(ctx context.Context) {
 	v.mu.Lock()
 	v.current = p
 	v.mu.Unlock()
+	v.log.Info("plays")
 	// A picture that stands still for so long makes people press the button again.
 	stuck := make(chan struct{})
 	go func() {
@@ -90,6 +100,7 @@ func (v *viewer) play(ctx context.Context) {
 		v.opened++
 	}
 	v.past, v.current, v.err = v.past+r.Frames, nil, err
+	v.log.Info("played", "session", r.Location, "frames", r.Frames, "connected", r.Connected, "first", r.FirstFrame, "error", err)
 	if refused, ok := errors.AsType[*whip.StatusError](err); ok {
 		switch refused.Code {
 		case http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable:

@@ -894,12 +894,17 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
 	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
-	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs
+	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
+	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
+		waits = nobody
+		if waits {
+			m.wait(e, now, now.Add(graceTime))
+		}
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
 	default:
 		m.stop(e, endOf(d.End))

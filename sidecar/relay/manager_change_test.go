@@ -300,3 +300,31 @@ func TestSequencesAreHeldBack(t *testing.T) {
 		b.wantOwn("5 e1 b1 a1")
 	})
 }
+
+// What is far from the origin waits as long as what is near: its parent holds nothing any more and is waiting itself, and the
+// publisher may return.
+func TestQuietWaitsForThePublisher(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		after(time.Minute)
+		b.locked(func() { b.last().last = time.Now() })
+		b.peer("b1")
+		after(3 * time.Second)
+		b.wantOwn("")
+		b.wantChanges() // the session is there
+		b.locked(func() { b.last().last = time.Time{} })
+		b.peer("b1", "9 e1 b1")
+		after(time.Second)
+		b.wantOwn("9 e1 b1 a1")
+		b.wantChanges(false)
+
+		b.locked(func() { b.last().last = time.Now() })
+		b.peer("b1")
+		after(20 * time.Second) // and it does not return
+		b.wantOwn("")
+		if s := b.last(); !s.isFreed() {
+			b.Error("the session is still there")
+		}
+	})
+}

@@ -655,12 +655,16 @@ func (p *sidecar) running() int {
 // apply does what the entry's decision says.
 func (p *sidecar) apply(e *entry) {
 	d := e.decision
-	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs
+	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && e.run.live():
+	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && e.run.live():
 		p.w.mark("%s: relay of %s leaves its source %s: %s", p.self.ID, p.w.names[e.stream], e.run.parent, d.End)
 		p.darken(e, e.run)
+		if waits = nobody; waits {
+			p.lookAgain(e, p.w.now+graceTime)
+		}
 	default:
 		p.stop(e, "drop")
 	}
