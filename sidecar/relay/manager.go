@@ -894,7 +894,7 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
 	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
-	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs || d.Why == planner.WhyQuiet || d.Why == planner.WhyTurned
 	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:

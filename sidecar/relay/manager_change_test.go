@@ -308,22 +308,27 @@ func TestQuietWaitsForThePublisher(t *testing.T) {
 		b.peer("b1", "5 e1 b1")
 		defer b.play()()
 		after(time.Minute)
-		b.locked(func() { b.last().last = time.Now() })
+		s := b.last()
+		b.locked(func() { s.last = time.Now() })
 		b.peer("b1")
 		after(3 * time.Second)
 		b.wantOwn("")
 		b.wantChanges() // the session is there
-		b.locked(func() { b.last().last = time.Time{} })
+		b.locked(func() { s.last = time.Time{} })
 		b.peer("b1", "9 e1 b1")
 		after(time.Second)
 		b.wantOwn("9 e1 b1 a1")
 		b.wantChanges(false)
 
-		b.locked(func() { b.last().last = time.Now() })
+		b.locked(func() { s.last = time.Now() })
 		b.peer("b1")
-		after(20 * time.Second) // and it does not return
+		b.peer("c1", "9 e1 b1 a1 c1") // who has it from here is no help
+		after(3 * time.Second)
 		b.wantOwn("")
-		if s := b.last(); !s.isFreed() {
+		b.wantChanges(false)
+		after(17 * time.Second) // and it does not return
+		b.wantOwn("")
+		if !s.isFreed() {
 			b.Error("the session is still there")
 		}
 	})

@@ -655,7 +655,7 @@ func (p *sidecar) running() int {
 // apply does what the entry's decision says.
 func (p *sidecar) apply(e *entry) {
 	d := e.decision
-	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs || d.Why == planner.WhyQuiet || d.Why == planner.WhyTurned
 	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
