@@ -82,6 +82,7 @@ type SourceState struct {
 // ChangeStatus is one change of source, as `explain` shows it.
 type ChangeStatus struct {
 	At    time.Time     `json:"at"`
+	To    string        `json:"to"` // host and port of the new source
 	Took  time.Duration `json:"took"`
 	How   string        `json:"how,omitempty"` // HowAligned, HowKeyFrame or HowClock
 	Error string        `json:"error,omitempty"`
@@ -436,6 +437,9 @@ func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRe
 		group.Go(func() { s.close(ctx, Parent, u.session, freeFailed) }) // another source may be waiting for its turn
 	}
 	status := ChangeStatus{At: began, Took: took, How: how}
+	if at := r.source.From.URL; at != nil {
+		status.To = at.Host
+	}
 	if err != nil {
 		status.Error = err.Error()
 		s.logger.Warn("relay keeps its source", "error", err)

@@ -434,3 +434,60 @@ func TestSilenceIsSeenBeforeTheConnectionDies(t *testing.T) {
 	_ = h.end()
 	h.awaitFreed(1, 1)
 }
+
+// What a relay has carried is counted over all its sources.
+func TestCountsGoOnAfterAChange(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewPedanticRegistry()
+	origin, other, local := newSFU(t), newSFU(t), newSFU(t)
+	publish(t, origin, "h264")
+	newRelay(t, origin, other, nil)
+	r := newRelay(t, origin, local, func(o *SessionOptions) { o.Metrics = NewSessionMetrics(registry) })
+	v := newViewer(t, local)
+	v.await(60, 60)
+	carried := func() (packets, bytes float64) {
+		return gathered(t, registry, "sidestream_relay_packets_total")["video"], gathered(t, registry, "sidestream_relay_bytes_total")["video"]
+	}
+	packets, bytes := carried()
+	how := r.change(t, Source{From: other.Egress("demo"), Same: true})
+	v.await(30, 30)
+	after, moved := carried()
+	if after < packets+30 || moved <= bytes {
+		t.Errorf("%v packets and %v bytes before, %v and %v after", packets, bytes, after, moved)
+	}
+	if n := gathered(t, registry, "sidestream_relay_source_changes_total")[how]; n != 1 {
+		t.Errorf("%v changes %s", n, how)
+	}
+	r.options.Metrics.look(r.Session)
+	for name, label := range map[string]string{
+		"sidestream_relay_added_latency_seconds": "video", "sidestream_relay_round_trip_seconds": string(Parent),
+	} {
+		if observed(t, registry, name, label) == 0 {
+			t.Errorf("%s shows nothing", name)
+		}
+	}
+	for _, name := range []string{
+		"sidestream_relay_first_packet_seconds", "sidestream_relay_first_key_frame_seconds", "sidestream_relay_live_seconds",
+	} {
+		if observed(t, registry, name, "") != 1 {
+			t.Errorf("%s was not seen while the relay is live", name)
+		}
+	}
+}
+
+// observed counts what a histogram was given, by its only label.
+func observed(t *testing.T, registry *prometheus.Registry, name, label string) (n uint64) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			if family.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+				n += m.GetHistogram().GetSampleCount()
+			}
+		}
+	}
+	return n
+}
