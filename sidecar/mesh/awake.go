@@ -12,31 +12,35 @@ const (
 	asleepFor = relatedPeriod
 )
 
-// awake notices that this process stood still: what was not heard in that time says nothing of those who may have said it. The
-// zero value has always been awake.
+// awake notices that this process stood still: what was not heard in that time says nothing of those who may have said it. It
+// counts by the clock that nobody sets.
 type awake struct {
-	ticked atomic.Int64 // the last tick, in Unix nanoseconds; 0: there was none
-	woke   atomic.Int64 // the last tick that came so late
+	began  time.Time
+	ticked atomic.Int64 // when the last tick came, since then, in nanoseconds; 0: there was none
+	woke   atomic.Int64 // when the last tick came that was so late
 }
+
+func newAwake(now time.Time) *awake { return &awake{began: now.Add(-1)} }
 
 // tick says that the process runs at this time, and how long it had not before.
 func (a *awake) tick(now time.Time) (slept time.Duration) {
-	before := a.ticked.Swap(now.UnixNano())
-	if gap := time.Duration(now.UnixNano() - before); before != 0 && gap > asleepFor {
-		a.woke.Store(now.UnixNano())
-		return gap
+	at := now.Sub(a.began)
+	before := time.Duration(a.ticked.Swap(int64(at)))
+	if before == 0 || at-before <= asleepFor {
+		return 0
 	}
-	return 0
+	a.woke.Store(int64(at))
+	return at - before
 }
 
 // since is when the process woke last, zero where it never slept. Who asks before the first tick after a sleep learns that it
 // woke this moment.
 func (a *awake) since(now time.Time) time.Time {
-	if ticked := a.ticked.Load(); ticked != 0 && time.Duration(now.UnixNano()-ticked) > asleepFor {
+	if ticked := time.Duration(a.ticked.Load()); ticked != 0 && now.Sub(a.began)-ticked > asleepFor {
 		return now
 	}
-	if woke := a.woke.Load(); woke != 0 {
-		return time.Unix(0, woke)
+	if woke := time.Duration(a.woke.Load()); woke != 0 {
+		return a.began.Add(woke)
 	}
 	return time.Time{}
 }

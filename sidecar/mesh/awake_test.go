@@ -12,7 +12,7 @@ import (
 func TestAwake(t *testing.T) {
 	began := time.Now()
 	at := func(d time.Duration) time.Time { return began.Add(d) }
-	var a awake
+	a := newAwake(began)
 	if !a.since(at(0)).IsZero() {
 		t.Error("slept before it began")
 	}

@@ -139,7 +139,7 @@ type Mesh struct {
 	process []byte
 	log     *slog.Logger
 	metrics *metrics
-	awake   awake
+	awake   *awake
 
 	wakeTargets  signal
 	wakeDeadline signal
@@ -179,6 +179,7 @@ func New(o Options) *Mesh {
 		process:       []byte(rand.Text()),
 		log:           o.Logger,
 		metrics:       newMetrics(o.Registerer),
+		awake:         newAwake(time.Now()),
 		wakeTargets:   newSignal(),
 		wakeDeadline:  newSignal(),
 		wakeAnnounce:  newSignal(),
