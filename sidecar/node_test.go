@@ -104,6 +104,7 @@ func TestStraysAreEnded(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- n.watchServer(ctx) }()
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if d := cmp.Diff([]adapters.Stream{{ID: "left", Session: "1", Relayed: true}}, server.ended); d != "" {
 			t.Error(d)
 		}

@@ -36,6 +36,7 @@ const (
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 	moveTimeout  = 20 * time.Second       // for a change of parent
 	graceTime    = 15 * time.Second       // without a source that may be used
+	returnTime   = 8 * time.Second        // for which what is quiet is kept, where nobody else has it
 	goneTime     = 2 * time.Second        // for which a parent that fell silent is not believed to hold the stream
 
 	// A parent says every half a second how old its last packet is. Where a stream has fallen silent here, it is waited for
@@ -901,9 +902,10 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
-		waits = nobody
-		if waits {
-			m.wait(e, now, now.Add(graceTime))
+		if waits = nobody; waits {
+			// No longer than its parent waits for the publisher, who may want to come back by this node.
+			e.run.darkAt = now.Add(returnTime - graceTime)
+			m.wait(e, now, now.Add(returnTime))
 		}
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
 	default:

@@ -326,7 +326,7 @@ func TestQuietWaitsForThePublisher(t *testing.T) {
 		after(3 * time.Second)
 		b.wantOwn("")
 		b.wantChanges(false)
-		after(17 * time.Second) // and it does not return
+		after(8 * time.Second) // and it does not return
 		b.wantOwn("")
 		if !s.isFreed() {
 			b.Error("the session is still there")

@@ -29,6 +29,7 @@ const (
 	quietAgain   = 500 * time.Millisecond
 	moveTimeout  = 20 * time.Second
 	graceTime    = 15 * time.Second
+	returnTime   = 8 * time.Second
 	goneTime     = 2 * time.Second
 	overdueTime  = 650 * time.Millisecond
 	doubtAgain   = 50 * time.Millisecond
@@ -663,7 +664,8 @@ func (p *sidecar) apply(e *entry) {
 		p.w.mark("%s: relay of %s leaves its source %s: %s", p.self.ID, p.w.names[e.stream], e.run.parent, d.End)
 		p.darken(e, e.run)
 		if waits = nobody; waits {
-			p.lookAgain(e, p.w.now+graceTime)
+			e.run.darkAt = p.w.now + returnTime - graceTime
+			p.lookAgain(e, p.w.now+returnTime)
 		}
 	default:
 		p.stop(e, "drop")
