@@ -77,10 +77,7 @@ func TestKeyFrameRequestsAreMerged(t *testing.T) {
 }
 
 // watching is a Sink that looks whether what it is given can be true.
-type watching struct {
-	t    *testing.T
-	seen map[uint16]bool // of the last packets
-}
+type watching struct{ t *testing.T }
 
 func (w *watching) Packet(p *Packet) {
 	if len(p.Payload) > 65535 || int(p.Header.PaddingSize)+len(p.Payload) > len(p.raw) {
