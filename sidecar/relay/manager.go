@@ -216,6 +216,7 @@ type failure struct {
 // run is one attempt to relay a stream, or one relay.
 type run struct {
 	parent      catalogue.NodeID
+	incarnation uint64 // the parent's, as it granted
 	outside     bool
 	publication catalogue.Publication
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
@@ -1056,7 +1057,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.seen, r.before = false, false, next.before
+		r.reported, r.seen, r.before, r.incarnation = false, false, next.before, next.incarnation
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1109,9 +1110,14 @@ func (m *Manager) watch(e *entry, r *run, session Runner, ended <-chan struct{})
 // not at all.
 func (m *Manager) suspect(e *entry, r *run, since time.Time) (again time.Duration) {
 	m.mu.Lock()
-	parent, dark := r.parent, r.dark || r.moving
+	parent, incarnation, dark := r.parent, r.incarnation, r.dark || r.moving
 	m.mu.Unlock()
 	if dark {
+		return pauseAgain
+	}
+	state, _ := m.o.Catalogue.Snapshot()
+	if at, ok := state.Node(parent); ok && at.Incarnation != incarnation {
+		m.lose(e, r, fmt.Errorf("%w, and another process of the parent is there", errSilent))
 		return pauseAgain
 	}
 	now := time.Now()
@@ -1339,7 +1345,8 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	}
 	state, _ := m.o.Catalogue.Snapshot()
 	h, _ := state.Hold(r.parent, stream)
-	r.before = h.Publication()
+	at, _ := state.Node(r.parent)
+	r.before, r.incarnation = h.Publication(), at.Incarnation
 	return nil
 }
 

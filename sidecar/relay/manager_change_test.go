@@ -333,3 +333,24 @@ func TestQuietWaitsForThePublisher(t *testing.T) {
 		}
 	})
 }
+
+// What falls silent when its parent was killed is lost, though another process of that parent is heard already.
+func TestSilentParentIsReborn(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.locked(func() { b.peers.ages = map[ID]time.Duration{} })
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		b.peer("c1", "5 e1 c1")
+		s := b.last()
+		if err := b.catalogue.SetPeer(catalogue.Node{ID: "b1", Cluster: "b", Incarnation: 9}, nil); err != nil {
+			b.Fatal(err)
+		}
+		after(100 * time.Millisecond)
+		b.wantOwn("5 e1 b1 a1") // its media goes on
+		b.wantChanges()
+		s.flow(relay.FlowSilent)
+		after(100 * time.Millisecond)
+		b.wantOwn("5 e1 c1 a1")
+		b.wantChanges(true)
+	})
+}

@@ -98,6 +98,7 @@ type run struct {
 	e           *entry
 	stream      int
 	parent      NodeID
+	incarnation uint64
 	outside     bool
 	publication catalogue.Publication
 	path        []NodeID
@@ -832,7 +833,8 @@ func (r *run) accept(g grant) error {
 	}
 	state, _ := r.s.catalogue.Snapshot()
 	h, _ := state.Hold(r.parent, r.s.w.names[r.stream])
-	r.before = h.Publication()
+	at, _ := state.Node(r.parent)
+	r.before, r.incarnation = h.Publication(), at.Incarnation
 	return nil
 }
 
@@ -931,7 +933,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
-	r.reported, r.seen, r.before = false, false, next.before
+	r.reported, r.seen, r.before, r.incarnation = false, false, next.before, next.incarnation
 	r.lost, r.deadSince = false, -1
 	r.session = next.session
 	r.session.child = r
@@ -962,8 +964,10 @@ func (r *run) suspect(since time.Duration) {
 	if !r.dark && !r.moving && !r.lost {
 		l := p.link(r.parent)
 		f, told := p.flow(r.parent, r.stream)
+		state, _ := p.catalogue.Snapshot()
+		at, known := state.Node(r.parent)
 		switch {
-		case l == nil, w.now-l.heard > overdueTime, told && f.known && w.now-f.age > since+overdueTime/4:
+		case known && at.Incarnation != r.incarnation, l == nil, w.now-l.heard > overdueTime, told && f.known && w.now-f.age > since+overdueTime/4:
 			p.lose(r, errSilent)
 		case l.heard > since:
 		default:
