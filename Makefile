@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-failover sim bench-mesh bed e2e image generate build help clean
+.PHONY: demo test check bench bench-failover soak sim bench-mesh bed e2e image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -46,6 +46,9 @@ bench-mesh: ## what meshes of 50, 100 and 300 nodes cost a sidecar, and how fast
 	@$(GO) run ./sidecar/mesh/bench $(ARGS)
 bench-failover: build ## how long a viewer's picture stands still when a node is killed; as root
 	@$(GO) run ./e2e/failover $(ARGS)
+
+soak: build ## kills parents, sidecars, servers and the publisher at random; ARGS="-duration 30m -seed 1"
+	@$(GO) run ./e2e/soak $(ARGS)
 
 ##@ Try it whole
 bed: ## control planes for the end-to-end tests, built once into the user's cache: some ten minutes

@@ -57,6 +57,7 @@ var arrows = map[string][]string{
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
+	"e2e/soak":        {"adapters", "adapters/media", "adapters/whip", "e2e/player", "sidecar/testsource"},
 	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
 	"e2e/wan":         nil,
 	"e2e/wan/emulate": {"e2e/wan"},

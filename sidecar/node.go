@@ -139,8 +139,8 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 			return n.newSession(s, sessionMetrics)
 		},
 		NewSource: n.newSource,
-		Remember:  n.file.remember,
-		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Remember:  n.file.remember, Awake: n.mesh.Awake,
+		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{
@@ -305,7 +305,7 @@ func (n *node) openMesh() (err error) {
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
-		Flows:   n.flows,
+		Flows: n.flows, Outgrow: n.known.Outgrow,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
@@ -422,12 +422,31 @@ func (n *node) sweep(ctx context.Context) {
 	}
 }
 
+// endStrays ends what relays of a process before left behind, of which this one remembers nothing: the server has no room for the
+// stream itself until then.
+func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
+	ender, ok := n.adapter.(adapters.Ender)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
+	for _, s := range n.known.Strays(streams) {
+		if err := ender.End(ctx, s); err != nil {
+			n.logger.Warn("publication left behind is not ended", "stream", s.ID, "error", err)
+			continue
+		}
+		n.logger.Info("ended a publication that was left behind", "stream", s.ID)
+	}
+}
+
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
 			n.mesh.SetReady(true)
+			n.endStrays(ctx, streams)
 			n.report(streams)
 		})
 		if ctx.Err() != nil {

@@ -31,8 +31,9 @@ type losses struct {
 	before   uint64 // packets expected until then
 	received uint64 // in all, without duplicates
 
-	lost, repaired, requested, duplicates uint64
-	roundTrip                             time.Duration // smoothed, from request to repair
+	lost, repaired, requested, duplicates, restarts uint64
+
+	roundTrip time.Duration // smoothed, from request to repair
 }
 
 type missing struct {
@@ -55,6 +56,7 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 		if retransmission {
 			return false
 		}
+		l.restarts++
 		l.begin(seq)
 		return true
 	case delta > 0:

@@ -92,7 +92,9 @@ func (a *Adapter) Traits() adapters.Traits {
 
 // Ingest implements adapters.Adapter.
 func (a *Adapter) Ingest(id adapters.StreamID) adapters.Endpoint {
-	return a.endpoint(pathPublish+string(id), a.config.PublishToken)
+	e := a.endpoint(pathPublish+string(id), a.config.PublishToken)
+	e.URL.RawQuery = markRelay
+	return e
 }
 
 // Egress implements adapters.Adapter.

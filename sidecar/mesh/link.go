@@ -211,7 +211,11 @@ func (l *link) refuse(r *refusal) {
 
 func refusalFrame(r *refusal) *pb.Frame {
 	text := r.err.Error()
-	return &pb.Frame{Body: &pb.Frame_Refusal{Refusal: &pb.Refusal{Reason: text[:min(len(text), pb.MaxText)]}}}
+	refused := &pb.Refusal{Reason: text[:min(len(text), pb.MaxText)]}
+	if behind, ok := errors.AsType[*behindError](r); ok {
+		refused.Incarnation = behind.former
+	}
+	return &pb.Frame{Body: &pb.Frame_Refusal{Refusal: refused}}
 }
 
 // supersede lets the link live until then, unless the peer closes it before.
@@ -223,11 +227,12 @@ func (l *link) supersede(until time.Time) {
 	}
 }
 
-// overdue says when the link has to be looked at again, or why it ends now.
-func (l *link) overdue(now time.Time) (time.Time, error) {
+// overdue says when the link has to be looked at again, or why it ends now. woke is when this process woke last: what the peer
+// said before may still have to be read, and its next heartbeat comes within a period.
+func (l *link) overdue(now, woke time.Time) (time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	due := l.deadlineLocked()
+	due := later(l.deadlineLocked(), woke.Add(l.promised+relatedPeriod))
 	if !now.Before(due) {
 		return due, errLost
 	}

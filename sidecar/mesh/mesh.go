@@ -122,7 +122,11 @@ type Options struct {
 	Features           []string
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
-	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
+	Flows func(child catalogue.NodeID) map[adapters.StreamID]Flow
+	// Outgrow gives this node an incarnation later than this one, as Catalogue.Self tells it from then on: a peer remembers by it
+	// an earlier process of the same node, which has gone, and this process does not. nil: it keeps the one that it has, and is
+	// refused there.
+	Outgrow    func(incarnation uint64)
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: no logs
@@ -135,6 +139,7 @@ type Mesh struct {
 	process []byte
 	log     *slog.Logger
 	metrics *metrics
+	awake   *awake
 
 	wakeTargets  signal
 	wakeDeadline signal
@@ -145,6 +150,7 @@ type Mesh struct {
 
 	mu            sync.Mutex
 	peers         map[catalogue.NodeID]*peer
+	former        map[catalogue.NodeID]former
 	targets       map[string]*target
 	announcements map[string]*announcement // by the cluster that they are for
 	related       map[catalogue.NodeID]struct{}
@@ -173,10 +179,12 @@ func New(o Options) *Mesh {
 		process:       []byte(rand.Text()),
 		log:           o.Logger,
 		metrics:       newMetrics(o.Registerer),
+		awake:         newAwake(time.Now()),
 		wakeTargets:   newSignal(),
 		wakeDeadline:  newSignal(),
 		wakeAnnounce:  newSignal(),
 		peers:         map[catalogue.NodeID]*peer{},
+		former:        map[catalogue.NodeID]former{},
 		targets:       map[string]*target{},
 		announcements: map[string]*announcement{},
 		related:       map[catalogue.NodeID]struct{}{},
@@ -395,13 +403,13 @@ func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (tim
 	return f.Age + time.Since(at), true
 }
 
-// Heard is when a node was heard last; false where there is no connection to it.
+// Heard is when a node was heard last, or when this process woke, if that is later; false where there is no connection to it.
 func (m *Mesh) Heard(id catalogue.NodeID) (time.Time, bool) {
 	l := m.link(id)
 	if l == nil {
 		return time.Time{}, false
 	}
-	return l.lastHeard(), true
+	return later(l.lastHeard(), m.Awake()), true
 }
 
 // Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this
@@ -501,7 +509,7 @@ func (m *Mesh) hello(connection uint64) *pb.Hello {
 	defer m.mu.Unlock()
 	return &pb.Hello{
 		Node:        string(m.self.ID),
-		Incarnation: m.self.Incarnation,
+		Incarnation: m.o.Catalogue.Self().Incarnation,
 		Cluster:     m.self.Cluster,
 		Version:     m.o.Version,
 		Features:    m.o.Features,

@@ -62,6 +62,7 @@ type lane struct {
 	out        *media.Sender
 
 	track   atomic.Pointer[media.Track] // of the current feed; nil: not come yet
+	renewed atomic.Uint64               // times that the source began to send under another SSRC
 	started chan struct{}               // closed with the first packet sent on
 
 	mu      sync.Mutex // guards what follows
@@ -75,6 +76,9 @@ type lane struct {
 	heard   *media.SenderReport
 
 	seenPacket, seenKeyFrame bool
+
+	past  media.TrackStats // of the tracks before the current one
+	delay delay
 
 	last     edge
 	arrival  time.Time // of the last packet
@@ -258,6 +262,7 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	l.noteLocked(p)
 	if l.through {
 		l.out.Packet(p)
+		l.delay.sample(p)
 		if l.next != nil && l.endsLocked() {
 			l.switchLocked(l.next)
 		}
@@ -580,6 +585,9 @@ func (l *lane) endsLocked() bool {
 func (l *lane) switchLocked(f *feed) {
 	if old := l.current; old != nil {
 		old.done = true
+	}
+	if t := l.track.Load(); t != nil {
+		l.past = l.past.Plus(t.Stats())
 	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))

@@ -36,6 +36,7 @@ const (
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 	moveTimeout  = 20 * time.Second       // for a change of parent
 	graceTime    = 15 * time.Second       // without a source that may be used
+	returnTime   = 8 * time.Second        // for which what is quiet is kept, where nobody else has it
 	goneTime     = 2 * time.Second        // for which a parent that fell silent is not believed to hold the stream
 
 	// A parent says every half a second how old its last packet is. Where a stream has fallen silent here, it is waited for
@@ -139,7 +140,9 @@ type ManagerOptions struct {
 	NewSource func(Spec) Source
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
-	Remember   func(context.Context)
+	Remember func(context.Context)
+	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
+	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
@@ -213,6 +216,7 @@ type failure struct {
 // run is one attempt to relay a stream, or one relay.
 type run struct {
 	parent      catalogue.NodeID
+	incarnation uint64 // the parent's, as it granted
 	outside     bool
 	publication catalogue.Publication
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
@@ -248,6 +252,9 @@ func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdraw
 func NewManager(o ManagerOptions) *Manager {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Awake == nil {
+		o.Awake = func() time.Time { return time.Time{} }
 	}
 	o.Linger = cmp.Or(o.Linger, defaultLinger)
 	o.MaxRelays = cmp.Or(o.MaxRelays, defaultMaxRelays)
@@ -724,9 +731,7 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 		return relay
 	}
 	last := r.session.LastPacket()
-	if last.Before(r.liveAt) {
-		last = r.liveAt
-	}
+	last = later(later(last, r.liveAt), m.o.Awake())
 	if quiet := last.Add(quietTime); now.Before(quiet) {
 		m.wait(e, now, quiet)
 		return relay
@@ -891,12 +896,18 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
 	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
-	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs || d.Why == planner.WhyQuiet || d.Why == planner.WhyTurned
+	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
+	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
+		if waits = nobody; waits {
+			// No longer than its parent waits for the publisher, who may want to come back by this node.
+			e.run.darkAt = now.Add(returnTime - graceTime)
+			m.wait(e, now, now.Add(returnTime))
+		}
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
 	default:
 		m.stop(e, endOf(d.End))
@@ -1046,7 +1057,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.seen, r.before = false, false, next.before
+		r.reported, r.seen, r.before, r.incarnation = false, false, next.before, next.incarnation
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1099,12 +1110,20 @@ func (m *Manager) watch(e *entry, r *run, session Runner, ended <-chan struct{})
 // not at all.
 func (m *Manager) suspect(e *entry, r *run, since time.Time) (again time.Duration) {
 	m.mu.Lock()
-	parent, dark := r.parent, r.dark || r.moving
+	parent, incarnation, dark := r.parent, r.incarnation, r.dark || r.moving
 	m.mu.Unlock()
 	if dark {
 		return pauseAgain
 	}
+	state, _ := m.o.Catalogue.Snapshot()
+	if at, ok := state.Node(parent); ok && at.Incarnation != incarnation {
+		m.lose(e, r, fmt.Errorf("%w, and another process of the parent is there", errSilent))
+		return pauseAgain
+	}
 	now := time.Now()
+	if now.Sub(m.o.Awake()) < overdueTime {
+		return doubtAgain // it was this node that fell silent
+	}
 	heard, connected := m.o.Peers.Heard(parent)
 	age, told := m.o.Peers.PacketAge(parent, e.id)
 	switch {
@@ -1326,7 +1345,8 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	}
 	state, _ := m.o.Catalogue.Snapshot()
 	h, _ := state.Hold(r.parent, stream)
-	r.before = h.Publication()
+	at, _ := state.Node(r.parent)
+	r.before, r.incarnation = h.Publication(), at.Incarnation
 	return nil
 }
 

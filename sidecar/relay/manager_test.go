@@ -40,11 +40,12 @@ type bed struct {
 	stop      context.CancelFunc
 	ended     chan error
 
-	mu       sync.Mutex
-	sessions []*session
-	server   map[adapters.StreamID]adapters.Stream // what the local server has
-	script   func(*session)                        // sets up a session before it runs
-	gapless  bool                                  // sessions change their source
+	reporting sync.Mutex // a server's reports come one after the other
+	mu        sync.Mutex
+	sessions  []*session
+	server    map[adapters.StreamID]adapters.Stream // what the local server has
+	script    func(*session)                        // sets up a session before it runs
+	gapless   bool                                  // sessions change their source
 }
 
 func run(t *testing.T, options func(*bed, *relay.ManagerOptions), test func(b *bed)) {
@@ -105,6 +106,8 @@ func (b *bed) peer(id ID, holds ...string) {
 
 // report changes what the local server has, if there is something to change, and lets it report.
 func (b *bed) report(change func(map[adapters.StreamID]adapters.Stream)) {
+	b.reporting.Lock()
+	defer b.reporting.Unlock()
 	b.mu.Lock()
 	if change != nil {
 		change(b.server)

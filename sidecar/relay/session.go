@@ -107,6 +107,8 @@ type Session struct {
 	lanes        []*lane // at most one of audio and one of video
 	published    bool    // lanes are fixed
 	upstream     *upstream
+	out          *media.Conn // to the local server
+	discarded    connStats   // of connections that have ended
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
@@ -224,6 +226,7 @@ func (s *Session) forward(ctx context.Context, source *upstream) (*whip.Session,
 // play opens the session at a parent.
 func (s *Session) play(ctx context.Context, u *upstream) error {
 	conn := media.NewConn(s.options.Transport, u.arrived)
+	u.conn = conn
 	client := &whip.Client{HTTP: u.source.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
 	return s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
 		u.session, err = client.Play(ctx, u.source.From, nil)
@@ -370,6 +373,9 @@ func answerSections(pc *webrtc.PeerConnection) (map[string]section, error) {
 // publish opens the session at the local server, with just the codecs that come from the parent.
 func (s *Session) publish(ctx context.Context) (*whip.Session, error) {
 	conn := media.NewConn(s.options.Transport, nil)
+	s.mu.Lock()
+	s.out = conn
+	s.mu.Unlock()
 	client := &whip.Client{HTTP: s.options.ToHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
 	var session *whip.Session
 	if err := failed(ctx, LocalServer, "publish", s.acceptable()); err != nil {
@@ -506,7 +512,10 @@ func (s *Session) free(ctx context.Context, source, target *whip.Session, err er
 func (s *Session) close(ctx context.Context, side Side, session *whip.Session, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	if err := session.Close(ctx); err != nil {
+	err := session.Close(ctx)
+	s.options.Metrics.freed(side, session.Gone(), err)
+	if err != nil {
+		// The server sees the connection closed, and frees the session by that.
 		s.logger.Warn("relay session not freed", "side", side, "error", err)
 	}
 }
@@ -562,7 +571,9 @@ func (s *Session) step(name string) {
 // stepLocked records a step the first time it is taken.
 func (s *Session) stepLocked(name string) {
 	if !slices.ContainsFunc(s.steps, func(step Step) bool { return step.Name == name }) {
-		s.steps = append(s.steps, Step{Name: name, At: time.Now()})
+		now := time.Now()
+		s.steps = append(s.steps, Step{Name: name, At: now})
+		s.options.Metrics.step(name, now.Sub(s.steps[0].At))
 		s.logger.Debug("relay step", "step", name)
 	}
 }
@@ -597,6 +608,9 @@ type SessionStatus struct {
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
+
+	Malformed uint64 `json:"malformed,omitempty"` // RTP and RTCP packets of both sides that could not be read
+	Unknown   uint64 `json:"unknown,omitempty"`   // RTP packets of what was not negotiated
 }
 
 // TrackStatus counts what one track carried.
@@ -612,6 +626,9 @@ type TrackStatus struct {
 	KeyFrames  uint64        `json:"keyFrames"`
 	RTT        time.Duration `json:"rtt"` // to the parent; 0: not known
 	Jitter     time.Duration `json:"jitter"`
+	Restarts   uint64        `json:"restarts,omitempty"`   // new beginnings of the source's SSRC or sequence numbers
+	ClockJumps uint64        `json:"clockJumps,omitempty"` // jumps of the source's timestamps by more than ten seconds
+	Added      time.Duration `json:"added"`                // time that a packet takes through the relay, smoothed; 0: not known
 
 	KeyFrameRequestsSent     uint64 `json:"keyFrameRequestsSent"`     // to the parent
 	KeyFrameRequestsReceived uint64 `json:"keyFrameRequestsReceived"` // from the local server
@@ -624,6 +641,24 @@ type TrackStatus struct {
 
 // Status tells what has happened and what has been carried so far.
 func (s *Session) Status() SessionStatus {
+	status, lanes := s.status()
+	// Not under the session's lock: a packet that takes a step asks for it while it holds the lane's.
+	for i, l := range lanes {
+		t := &status.Tracks[i]
+		t.Restarts = l.renewed.Load()
+		if in, added, ok := l.stats(); ok {
+			t.Packets, t.Bytes, t.LastPacket = in.Packets, in.Bytes, in.LastPacket
+			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
+			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
+			t.RTT, t.Jitter, t.Added = in.RoundTrip, in.Jitter, added
+			t.Restarts, t.ClockJumps = t.Restarts+in.Restarts, in.ClockJumps
+		}
+	}
+	return status
+}
+
+// status is what Status tells but for what came in, and the lanes in the order of its tracks.
+func (s *Session) status() (SessionStatus, []*lane) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := SessionStatus{
@@ -635,18 +670,15 @@ func (s *Session) Status() SessionStatus {
 		status.Live = true
 	default:
 	}
+	useless := s.discarded
 	if s.upstream != nil {
+		useless.add(s.upstream.conn)
 		status.Layer = s.upstream.layer
 	}
+	useless.add(s.out)
+	status.Malformed, status.Unknown = useless.Malformed, useless.Unknown
 	for _, l := range s.lanes {
 		t := TrackStatus{Kind: l.kind.String(), Codec: l.codec.MimeType}
-		if track := l.track.Load(); track != nil {
-			in := track.Stats()
-			t.Packets, t.Bytes, t.LastPacket = in.Packets, in.Bytes, in.LastPacket
-			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
-			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
-			t.RTT, t.Jitter = in.RoundTrip, in.Jitter
-		}
 		if l.out != nil {
 			out := l.out.Stats()
 			t.PacketsSent, t.Resent, t.SendErrors = out.Packets, out.Resent, out.Errors
@@ -654,5 +686,5 @@ func (s *Session) Status() SessionStatus {
 		}
 		status.Tracks = append(status.Tracks, t)
 	}
-	return status
+	return status, slices.Clone(s.lanes)
 }

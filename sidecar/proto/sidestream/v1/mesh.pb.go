@@ -1401,10 +1401,14 @@ func (*Goodbye) Descriptor() ([]byte, []int) {
 	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
-// Refusal says why the dialler ends this stream. The node that was dialled says so by the status of the call.
+// Refusal says why the dialler ends this stream. The node that was dialled says so by the status of the call, which has a
+// Refusal among its details where there is more to say than the reason.
 type Refusal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Where the sender remembers an earlier process of the receiver, which has gone, by this incarnation, and the receiver's is
+	// not a later one: it may come again with one that is.
+	Incarnation   uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1444,6 +1448,13 @@ func (x *Refusal) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Refusal) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 var File_sidestream_v1_mesh_proto protoreflect.FileDescriptor
@@ -1552,9 +1563,10 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\bObituary\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\t\n" +
-	"\aGoodbye\"!\n" +
+	"\aGoodbye\"C\n" +
 	"\aRefusal\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason2^\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation2^\n" +
 	"\vMeshService\x12O\n" +
 	"\bExchange\x12\x1e.sidestream.v1.ExchangeRequest\x1a\x1f.sidestream.v1.ExchangeResponse(\x010\x01BOZMgithub.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1;sidestreamv1b\x06proto3"
 
