@@ -188,6 +188,9 @@ func (a adapter) Watch(ctx context.Context, _ func([]adapters.Stream)) error {
 // relays is the answer to every Acquire, and counts what is held.
 type relays struct {
 	acquire func(ctx context.Context, id adapters.StreamID) error
+	carries bool                    // there is something to hold
+	yield   func(published bool)    // done, where there is something to end; nil: there is not
+	ended   func(adapters.StreamID) // when it is ended
 
 	mu       sync.Mutex
 	cond     *sync.Cond
@@ -218,6 +221,22 @@ func (r *relays) Acquire(ctx context.Context, id adapters.StreamID) (func(), err
 	}
 	r.change(func() { r.acquired++; r.held++ })
 	return sync.OnceFunc(func() { r.change(func() { r.held-- }) }), nil
+}
+
+func (r *relays) Hold(context.Context, adapters.StreamID) (func(), error) {
+	if !r.carries {
+		return nil, nil
+	}
+	r.change(func() { r.held++ })
+	return sync.OnceFunc(func() { r.change(func() { r.held-- }) }), nil
+}
+
+func (r *relays) Yield(_ context.Context, id adapters.StreamID) (func(bool), bool) {
+	if r.yield == nil {
+		return nil, false
+	}
+	r.ended(id)
+	return r.yield, true
 }
 
 // holding is how many relays are held now.
@@ -259,7 +278,7 @@ func newNode(t *testing.T, s *server, change func(*Options)) *node {
 		t.Fatal(err)
 	}
 	o := Options{
-		Adapter: adapter{base: base}, Target: base, NodeID: "node-1",
+		Adapter: adapter{base: base}, Target: base, NodeID: "node-1", CountTime: 10 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(&locked{w: n.log}, nil)), Registerer: n.registry,
 	}
 	if change != nil {
