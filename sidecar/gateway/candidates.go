@@ -110,7 +110,9 @@ func parseCandidate(line string) (candidate, bool) {
 // answerError says why a server's answer to a pull is of no use to anybody.
 type answerError struct{ reason string }
 
-func (e *answerError) Error() string { return "Media server's answer to a pull is of no use: " + e.reason + "." }
+func (e *answerError) Error() string {
+	return "Media server's answer to a pull is of no use: " + e.reason + "."
+}
 
 // unusable says why no child could connect by an answer. One without candidates is usable: the server may find the child by
 // the child's own, unless it is an ICE-lite one (RFC 8445 section 2.5), which only waits.

@@ -105,16 +105,16 @@ type Options struct {
 	// AccessLog writes a line for each WHIP and WHEP request. What is passed on besides is logged at level debug.
 	AccessLog bool
 
-	HoldTimeout    time.Duration     // how long a viewer's POST waits for a stream
-	MaxBody        int64             // of offers and of requests on session URLs
-	MaxHeld        int               // viewers that wait at once
-	MaxPulls       int               // pulls being answered at once
-	PollInterval   time.Duration     // how often viewers' sessions are looked at
-	SessionAge     time.Duration     // how long a viewer's session is demand at most
-	CountTime      time.Duration     // in which a new viewer shows in the server's count of readers
-	Transport      http.RoundTripper // to the media server; nil: a suitable one
-	Logger         *slog.Logger      // nil: discard
-	Registerer     prometheus.Registerer
+	HoldTimeout  time.Duration     // how long a viewer's POST waits for a stream
+	MaxBody      int64             // of offers and of requests on session URLs
+	MaxHeld      int               // viewers that wait at once
+	MaxPulls     int               // pulls being answered at once
+	PollInterval time.Duration     // how often viewers' sessions are looked at
+	SessionAge   time.Duration     // how long a viewer's session is demand at most
+	CountTime    time.Duration     // in which a new viewer shows in the server's count of readers
+	Transport    http.RoundTripper // to the media server; nil: a suitable one
+	Logger       *slog.Logger      // nil: discard
+	Registerer   prometheus.Registerer
 }
 
 // Gateway is the front door of one pod. It is itself the viewers' and publishers' handler.

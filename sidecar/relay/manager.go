@@ -224,7 +224,7 @@ type run struct {
 	session     Runner // nil until granted
 	cancel      context.CancelFunc
 	over        chan struct{} // closed when it has ended
-	stopping    string // why it is being ended, "" if it is not
+	stopping    string        // why it is being ended, "" if it is not
 	why         planner.Reason
 	since       time.Time
 	liveAt      time.Time
