@@ -117,7 +117,7 @@ func (p *placed) sent(l NodeLoad, publish bool) {
 	}
 }
 
-// Load is what this node has to do. Where the server counts more readers than came through here, the caller knows better.
+// Load is what came through this gateway and is not known to have ended.
 func (g *Gateway) Load() Load {
 	l := Load{MaxPlays: g.o.Limits.Plays, MaxPublications: g.o.Limits.Publications}
 	l.Plays, l.Publications = g.sessions.counts()
