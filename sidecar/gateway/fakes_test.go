@@ -268,11 +268,12 @@ type node struct {
 	public, peer *httptest.Server
 	log          *bytes.Buffer
 	registry     *prometheus.Registry
+	gone         chan struct{} // an item when the client of a request at the public port has gone
 }
 
 func newNode(t *testing.T, s *server, change func(*Options)) *node {
 	t.Helper()
-	n := &node{log: &bytes.Buffer{}, registry: prometheus.NewRegistry()}
+	n := &node{log: &bytes.Buffer{}, registry: prometheus.NewRegistry(), gone: make(chan struct{}, 1000)}
 	base, err := url.Parse(s.URL)
 	if err != nil {
 		t.Fatal(err)
@@ -285,7 +286,11 @@ func newNode(t *testing.T, s *server, change func(*Options)) *node {
 		change(&o)
 	}
 	n.Gateway = New(o)
-	n.public = httptest.NewServer(n.Gateway)
+	n.public = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stop := context.AfterFunc(r.Context(), func() { n.gone <- struct{}{} })
+		defer stop()
+		n.Gateway.ServeHTTP(w, r)
+	}))
 	n.peer = httptest.NewServer(n.PeerHandler())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
