@@ -32,7 +32,7 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		Limits: gateway.Limits{
 			Plays: g.MaxPlays, Publications: g.MaxPublications, PerAddress: g.MaxPerAddress, PerStream: g.MaxPerStream,
 		},
-		Placement: gateway.Placement(g.Placement), Loads: n.loads, Draining: n.draining.Load,
+		Placement: gateway.Placement(g.Placement), Loads: n.loads, Playing: n.playing, Draining: n.draining.Load,
 		Transport: n.server, Logger: n.logger, Registerer: n.registry,
 	}
 	if t := n.settings.TURN; len(t.URLs) > 0 || t.AuthURL != nil {
@@ -93,19 +93,21 @@ func (n *node) sessionKey() []byte {
 	return key
 }
 
-// load is what this node has to do: the sessions that came through the gateway, or the readers that the server counts, where
-// these are more.
-func (n *node) load() mesh.Load {
-	own := n.gateway.Load()
-	readers := 0
+// playing is how many play from the server, as far as it says.
+func (n *node) playing() (readers int) {
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	for _, s := range n.reported {
 		readers += max(s.Readers, 0)
 	}
-	n.mu.Unlock()
+	return readers
+}
+
+// load is what this node has to do, for the other nodes of the cluster.
+func (n *node) load() mesh.Load {
+	own := n.gateway.Load()
 	l := mesh.Load{
-		Plays: max(own.Plays, readers), Publications: own.Publications,
-		MaxPlays: own.MaxPlays, MaxPublications: own.MaxPublications,
+		Plays: own.Plays, Publications: own.Publications, MaxPlays: own.MaxPlays, MaxPublications: own.MaxPublications,
 	}
 	if u := n.settings.Gateway.NodeURL; u != nil {
 		l.URL = u.String()

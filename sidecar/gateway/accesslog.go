@@ -19,7 +19,7 @@ func (g *Gateway) finish(w *recorder, r *http.Request, began time.Time) {
 	switch {
 	case w.kind == kindOther || w.kind == kindPreflight:
 		level = slog.LevelDebug
-	case !g.o.AccessLog:
+	case !g.o.AccessLog, w.kind == kindPull: // that has an audit line of its own
 		return
 	}
 	if !g.log.Enabled(r.Context(), level) {

@@ -91,7 +91,9 @@ type Options struct {
 	// other nodes have to do.
 	Placement Placement
 	Loads     func() []NodeLoad // nil: there are none
-	Draining  func() bool       // nil: never
+	// Playing is how many play from the server by its own count, by whatever protocol; nil: only what came through here.
+	Playing  func() int
+	Draining func() bool // nil: never
 	// ICEServers yields what goes with a session's answer where the server has none: values of Link fields with the relation
 	// ice-server. It must bound how long it takes. nil: none.
 	ICEServers func(ctx context.Context) []string

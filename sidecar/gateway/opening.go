@@ -69,12 +69,13 @@ func (t tied) Close() error {
 // drop deletes a session that was just opened and that nobody will use.
 func (g *Gateway) drop(req *http.Request, resp *http.Response, why string) {
 	u, ok := locationOf(req.URL, resp.Header)
-	if !ok || u.Host != req.URL.Host {
+	if !ok || u.Host != req.URL.Host && u.Host != req.Host {
 		g.log.Warn("session that nobody uses has no address to delete it by", "why", why)
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), deleteTime)
 	defer cancel()
+	u.Scheme, u.Host, u.User, u.Fragment = req.URL.Scheme, req.URL.Host, nil, ""
 	del, err := http.NewRequestWithContext(ctx, http.MethodDelete, u.String(), http.NoBody)
 	if err != nil {
 		g.log.Warn("session that nobody uses cannot be deleted", "why", why, "error", err)

@@ -117,10 +117,13 @@ func (p *placed) sent(l NodeLoad, publish bool) {
 	}
 }
 
-// Load is what came through this gateway and is not known to have ended.
+// Load is what came through this gateway and is not known to have ended, or what the server counts, if that is more.
 func (g *Gateway) Load() Load {
 	l := Load{MaxPlays: g.o.Limits.Plays, MaxPublications: g.o.Limits.Publications}
 	l.Plays, l.Publications = g.sessions.counts()
+	if g.o.Playing != nil {
+		l.Plays = max(l.Plays, g.o.Playing())
+	}
 	return l
 }
 
