@@ -33,10 +33,12 @@ func (g *Gateway) finish(w *recorder, r *http.Request, began time.Time) {
 // shown is a path as the log may hold it: who has a session's URL has the session, so of that only a hash is shown,
 // which is enough to find what belongs together. Queries are never shown.
 func shown(path string) string {
-	if rest, ok := strings.CutPrefix(path, SessionPrefix); ok {
-		node, own, _ := strings.Cut(rest, "/")
-		sum := sha256.Sum256([]byte(own))
-		return SessionPrefix + node + "/#" + hex.EncodeToString(sum[:6])
+	for _, prefix := range []string{SessionPrefix, pullPrefix} {
+		if rest, ok := strings.CutPrefix(path, prefix); ok {
+			node, own, _ := strings.Cut(rest, "/")
+			sum := sha256.Sum256([]byte(own))
+			return prefix + node[:min(len(node), maxLogged)] + "/#" + hex.EncodeToString(sum[:6])
+		}
 	}
 	return path[:min(len(path), maxLogged)]
 }

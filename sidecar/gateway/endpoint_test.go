@@ -572,6 +572,17 @@ func TestPublicationsThatPass(t *testing.T) {
 	}
 }
 
+func TestShownPaths(t *testing.T) {
+	for path, want := range map[string]string{
+		"/whep/demo": "/whep/demo", "/_sidestream/a/whep/secret": "/_sidestream/a/#", "/_sidestream-pull/a/ZGVtbw/whep/secret": "/_sidestream-pull/a/#",
+		"/" + strings.Repeat("x", 5000): "/" + strings.Repeat("x", maxLogged-1), "/_sidestream/" + strings.Repeat("x", 5000): "/_sidestream/xxx",
+	} {
+		if got := shown(path); !strings.HasPrefix(got, want) || strings.Contains(got, "secret") || len(got) > 2*maxLogged {
+			t.Errorf("%.40s is shown as %s", path, got)
+		}
+	}
+}
+
 func TestAccessLog(t *testing.T) {
 	s := newServer(t, "demo")
 	n := newNode(t, s, func(o *Options) { o.AccessLog = true })

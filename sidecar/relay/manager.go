@@ -852,6 +852,9 @@ func (m *Manager) raise(state *catalogue.State, id adapters.StreamID, now time.T
 	if e == nil {
 		e = m.entry(id)
 	}
+	if published {
+		e.yieldUntil = time.Time{} // the publisher has come; when it goes, what others publish is wanted
+	}
 	if e.demand.Any() {
 		e.lastDemand = now // so it was until now
 	}
