@@ -50,8 +50,8 @@ type Config struct {
 	// Inventory. That they have ended is known by what passes the gateway, too, and by GET on their URLs where the server
 	// answers that: a publisher that vanishes may stay.
 	Seen   bool
-	Traits    adapters.Traits
-	HTTP      *http.Client // for the inventory; nil: one of its own
+	Traits adapters.Traits
+	HTTP   *http.Client // for the inventory; nil: one of its own
 }
 
 // Adapter knows a server by its Config. It implements adapters.Adapter and adapters.Looker.
