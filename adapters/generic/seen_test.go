@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -22,10 +23,10 @@ func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f
 func TestSeen(t *testing.T) {
 	for _, counts := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			down := false
+			var down atomic.Bool
 			a, err := New(Config{BaseURL: "http://a", Publish: "/whip/{stream}", Seen: counts, HTTP: &http.Client{Transport: transport(
 				func(*http.Request) (*http.Response, error) {
-					if down {
+					if down.Load() {
 						return nil, syscall.ECONNREFUSED
 					}
 					return httptest.NewRecorder().Result(), nil
@@ -64,12 +65,12 @@ func TestSeen(t *testing.T) {
 			before := []adapters.Stream{{ID: "a", Session: "/s/1", Since: time.Now(), Readers: -1}}
 			a.Observe(before)
 			want("a")
-			down = true
+			down.Store(true)
 			time.Sleep(2 * time.Second)
 			if err := stop(); err == nil {
 				t.Error("a server that does not run is watched")
 			}
-			down = false
+			down.Store(false)
 			stop = watch()
 			want()
 			a.Observe(append(before, adapters.Stream{ID: "b", Session: "/s/2", Since: time.Now(), Readers: -1}))
