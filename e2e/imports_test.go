@@ -42,6 +42,8 @@ var arrows = map[string][]string{
 	"sidecar/relay/sim":  {"adapters", "sidecar/catalogue", "sidecar/planner", "sidecar/proto/...", "sidecar/relay", "google.golang.org/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "sidecar/relay/...", "github.com/pion/", "golang.org/x/"},
 	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},
+	"sidecar/bearer":     {"adapters", "sidecar/catalogue", "github.com/golang-jwt/", "github.com/MicahParks/"},
+	"sidecar/iceservers": {"adapters/whip", "github.com/pion/webrtc/", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},
 	"sidecar/console":    nil,
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},

@@ -121,6 +121,8 @@ type link struct {
 	flooding  bool                       // it sends so much that it is read slowly
 	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
 	flowsAt   time.Time
+	load      *pb.Load // as the peer said it at loadAt; nil: it says nothing
+	loadAt    time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
 	holdsSeen uint64                               // the sequence of holds
 }
@@ -530,6 +532,7 @@ func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 	if len(b.GetPacketAges()) > 0 || len(l.flows) > 0 {
 		l.flows, l.flowsAt = flowsFrom(b.GetPacketAges()), now
 	}
+	l.load, l.loadAt = b.GetLoad(), now
 	l.handleEcho(b, now)
 	if l.beatNow {
 		l.wake.raise()
@@ -538,6 +541,16 @@ func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 		l.mesh.wakeDeadline.raise()
 	}
 	return changed
+}
+
+// peerLoad is what the peer has to do; false where it takes no sessions for others, now or ever.
+func (l *link) peerLoad() (Load, time.Time, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.load == nil || !l.ready || l.draining {
+		return Load{}, time.Time{}, false
+	}
+	return loadFrom(l.load), l.loadAt, true
 }
 
 // handleEcho takes the round trip from an echo: the time since the heartbeat was sent, less what the peer kept it.
@@ -792,6 +805,10 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 	l.mu.Unlock()
 	m.mu.Unlock()
 	clock := m.o.Catalogue.Clock()
+	var load *pb.Load
+	if m.o.Load != nil && l.node.Cluster == m.self.Cluster {
+		load = loadFrame(m.o.Load())
+	}
 	var flows []*pb.PacketAge
 	if related && m.o.Flows != nil {
 		flows = flowFrames(m.o.Flows(l.node.ID))
@@ -808,6 +825,7 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 		WantedPeriodMs: uint32(l.wanted.Milliseconds()),
 		Probe:          l.probeNow,
 		PacketAges:     flows,
+		Load:           load,
 	}
 	if l.echo != 0 {
 		b.EchoSequence = l.echo

@@ -82,6 +82,20 @@ type Flow struct {
 	Sequence uint64        // the origin's, as the node has it
 }
 
+// Load is how many sessions a node serves, and may; 0 is no bound.
+type Load struct {
+	Plays, Publications       int
+	MaxPlays, MaxPublications int
+	URL                       string // where viewers and publishers reach this very node; "": they do not
+}
+
+// PeerLoad is the load of a peer.
+type PeerLoad struct {
+	Node catalogue.NodeID
+	Load
+	At time.Time // when it said so
+}
+
 // Handler answers what peers ask of this node. Its methods are called concurrently, and must return at once: the peer's
 // other frames, heartbeats among them, wait meanwhile.
 type Handler interface {
@@ -126,7 +140,10 @@ type Options struct {
 	// Outgrow gives this node an incarnation later than this one, as Catalogue.Self tells it from then on: a peer remembers by it
 	// an earlier process of the same node, which has gone, and this process does not. nil: it keeps the one that it has, and is
 	// refused there.
-	Outgrow    func(incarnation uint64)
+	Outgrow func(incarnation uint64)
+	// Load is what this node has to do, for the heartbeats to nodes of its cluster; it is called from the links' goroutines.
+	// nil says nothing, and no session is placed here.
+	Load       func() Load
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: no logs
@@ -410,6 +427,22 @@ func (m *Mesh) Heard(id catalogue.NodeID) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	return later(l.lastHeard(), m.Awake()), true
+}
+
+// Loads are those of the nodes of the own cluster that are connected, ready and not about to leave, as they said last.
+func (m *Mesh) Loads() []PeerLoad {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []PeerLoad
+	for id, p := range m.peers {
+		if p.primary == nil || p.node.Cluster != m.self.Cluster {
+			continue
+		}
+		if load, at, ok := p.primary.peerLoad(); ok {
+			all = append(all, PeerLoad{Node: id, Load: load, At: at})
+		}
+	}
+	return all
 }
 
 // Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this

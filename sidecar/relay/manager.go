@@ -198,6 +198,8 @@ type entry struct {
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
+	yielding   int       // publishers at this node, for whom no relay is begun
+	yieldUntil time.Time // until when none is, after that
 
 	waiting int           // of those held, who wait for the outcome
 	outcome error         // nil, errPending, or why there is no stream
@@ -225,7 +227,8 @@ type run struct {
 	sequence    uint64 // the origin's, as the parent told it last
 	session     Runner // nil until granted
 	cancel      context.CancelFunc
-	stopping    string // why it is being ended, "" if it is not
+	over        chan struct{} // closed when it has ended
+	stopping    string        // why it is being ended, "" if it is not
 	why         planner.Reason
 	since       time.Time
 	liveAt      time.Time
@@ -636,6 +639,7 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		}
 		m.wait(e, now, d.Until)
 		m.wait(e, now, e.retryAt)
+		m.wait(e, now, e.yieldUntil)
 	}
 	m.publish()
 	m.count()
@@ -853,6 +857,9 @@ func (m *Manager) raise(state *catalogue.State, id adapters.StreamID, now time.T
 	if e == nil {
 		e = m.entry(id)
 	}
+	if published {
+		e.yieldUntil = time.Time{} // the publisher has come; when it goes, what others publish is wanted
+	}
 	if e.demand.Any() {
 		e.lastDemand = now // so it was until now
 	}
@@ -882,7 +889,8 @@ func (m *Manager) idle(e *entry, now time.Time) bool {
 		}
 		delete(e.failures, parent)
 	}
-	return e.run == nil && !e.asking && e.held == 0 && len(e.failures) == 0
+	m.wait(e, now, e.yieldUntil)
+	return e.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) && len(e.failures) == 0
 }
 
 func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
@@ -943,7 +951,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		case r != nil && !r.ending():
 			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 			m.stop(e, endMoved)
-		case r != nil || now.Before(e.retryAt) || m.occupied(e):
+		case r != nil || e.yielding > 0 || now.Before(e.yieldUntil) || now.Before(e.retryAt) || m.occupied(e):
 			// It goes on when that has ended.
 		case m.runs >= m.o.MaxRelays:
 			outcome = ErrFull
@@ -989,7 +997,7 @@ func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
-		tracks: d.Hold.Tracks, cancel: cancel, why: d.Why, since: now,
+		tracks: d.Hold.Tracks, cancel: cancel, over: make(chan struct{}), why: d.Why, since: now,
 	}
 	e.run = r
 	m.runs++
@@ -1388,6 +1396,7 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	defer m.wake()
 	m.withdraw(e, r)
 	e.run = nil
+	close(r.over)
 	m.runs--
 	m.touch(e.id)
 	m.all, m.full = m.all || m.full, false
