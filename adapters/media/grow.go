@@ -28,3 +28,10 @@ func (h *History) growLocked(now time.Time) {
 	}
 	h.slots = slots
 }
+
+// Room is how many packets the history holds at most, as it is now.
+func (h *History) Room() int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return len(h.slots)
+}

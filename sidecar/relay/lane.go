@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ import (
 const (
 	videoHistory = 512 // packets: two seconds at 2 Mbit/s
 	audioHistory = 128
+	// A stream of more than that keeps a time, up to so many packets.
+	historyTime = time.Second
+	historyMost = 4096
 
 	// What was kept while the local server connected goes out in bursts: a receive buffer of Linux' default size holds
 	// 92 packets of full size, and other streams want room in it too.
@@ -60,6 +64,7 @@ type lane struct {
 	codec      webrtc.RTPCodecParameters
 	extensions map[uint8]string
 	out        *media.Sender
+	outlet     *outlet // on the way there; nil: packets go out at once
 
 	track   atomic.Pointer[media.Track] // of the current feed; nil: not come yet
 	started chan struct{}               // closed with the first packet sent on
@@ -76,6 +81,7 @@ type lane struct {
 
 	seenPacket, seenKeyFrame bool
 
+	keyAt    time.Time // when a key frame came last
 	last     edge
 	arrival  time.Time // of the last packet
 	frameAt  time.Time // of the newest frame's first packet
@@ -127,9 +133,11 @@ type held struct {
 }
 
 func newLane(kind webrtc.RTPCodecType, newest *atomic.Int64, report func(string)) *lane {
-	return &lane{
+	l := &lane{
 		kind: kind, history: media.NewHistory(historyOf(kind)), newest: newest, report: report, started: make(chan struct{}),
 	}
+	l.history.Keep(historyTime, historyMost)
+	return l
 }
 
 func historyOf(kind webrtc.RTPCodecType) int {
@@ -254,10 +262,10 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	if f.moved && !f.placeLocked(p) {
 		return false
 	}
-	l.history.Add(p)
+	position := l.history.Add(p)
 	l.noteLocked(p)
 	if l.through {
-		l.out.Packet(p)
+		l.sendLocked(p, position)
 		if l.next != nil && l.endsLocked() {
 			l.switchLocked(l.next)
 		}
@@ -292,6 +300,9 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 func (l *lane) noteLocked(p *media.Packet) {
 	h := &p.Header
 	l.arrival = p.Arrival
+	if p.KeyFrame {
+		l.keyAt = p.Arrival
+	}
 	if l.last.ok && int16(h.SequenceNumber-l.last.sequence) <= 0 {
 		return
 	}
@@ -419,8 +430,8 @@ func (l *lane) advanceLocked(n int) (more bool) {
 	for range n {
 		switch l.history.At(l.at, &p) {
 		case media.Read:
+			l.sendLocked(&p, l.at)
 			l.at++
-			l.out.Packet(&p)
 		case media.Overrun: // the group of pictures has outgrown the history
 			l.flowing = false
 			l.requestKeyFrame()
@@ -578,7 +589,8 @@ func (l *lane) endsLocked() bool {
 
 // switchLocked makes a feed the current one.
 func (l *lane) switchLocked(f *feed) {
-	if old := l.current; old != nil {
+	old := l.current
+	if old != nil {
 		old.done = true
 	}
 	if f.kept == nil {
@@ -591,6 +603,9 @@ func (l *lane) switchLocked(f *feed) {
 	l.current = f
 	l.track.Store(f.track)
 	if l.out != nil {
+		if l.outlet != nil && old != nil && !maps.Equal(old.extensions, f.extensions) {
+			l.outlet.flush() // what waits has its extensions by the old ids
+		}
 		l.out.SetExtensions(f.extensions)
 	}
 	l.interval, l.frameAt = 0, time.Time{}
@@ -663,9 +678,9 @@ func (l *lane) finish(mime string, broken, whole []media.Packet) bool {
 			return false // cannot be: there is nothing in the header that could be wrong
 		}
 		p.Arrival = now
-		l.history.Add(p)
+		position := l.history.Add(p)
 		l.noteLocked(p)
-		l.out.Packet(p)
+		l.sendLocked(p, position)
 	}
 	l.last.marker = true
 	return true

@@ -325,6 +325,7 @@ type session struct {
 	ended   chan struct{}
 	last    time.Time // when the last packet came; zero: a moment ago
 	freed   bool
+	joined  int // calls of Joined
 
 	source        relay.SourceState
 	sourceChanged chan struct{}
@@ -404,6 +405,10 @@ func (s *session) flow(flow relay.SourceFlow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.setFlow(flow)
+}
+
+func (s *session) Joined() {
+	s.bed.locked(func() { s.joined++ })
 }
 
 func (s *session) Location() string { return "http://server/whip/x/" + s.name }

@@ -100,6 +100,7 @@ type Session struct {
 	over    chan struct{} // closed when media has ended
 	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
 	changes chan changeRequest
+	kick    chan struct{} // wakes tend
 
 	mu           sync.Mutex
 	steps        []Step
@@ -110,6 +111,7 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	joins        joins
 	ended        string
 }
 
@@ -128,6 +130,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		kick:  make(chan struct{}, 1),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
@@ -176,6 +179,7 @@ func (s *Session) run(ctx context.Context) error {
 	s.upstream = first
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.supervise(inner, first) })
+	group.Go(func() error { return s.tend(inner) })
 	var target *whip.Session
 	group.Go(func() (err error) {
 		target, err = s.forward(inner, first)
@@ -410,9 +414,20 @@ func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
 	for _, l := range s.lanes {
 		options := media.SenderOptions{
 			Kind: l.kind, Codec: l.codec.RTPCodecCapability, ID: l.kind.String(), StreamID: "sidestream",
-			Extensions: l.extensions, History: l.history, OnKeyFrameRequest: l.requestKeyFrame,
+			Extensions: l.extensions, History: l.history,
+			OnKeyFrameRequest: func() { l.serverAsks(s.options.Traits.IgnoresPLI, time.Now()) },
+		}
+		var fill *filler
+		if s.options.Traits.FillAudio && strings.EqualFold(l.codec.MimeType, webrtc.MimeTypeOpus) {
+			fill = newFiller()
+			options.History = fill.history
 		}
 		l.out = conn.NewSender(options)
+		l.outlet = &outlet{
+			to: l.out, history: l.history, video: l.kind == webrtc.RTPCodecTypeVideo,
+			inOrder: s.options.Traits.InOrder || fill != nil, maxHold: s.options.Traits.MaxHold,
+			trip: l.roundTrip, lost: l.requestKeyFrame, wake: s.wake, fill: fill,
+		}
 		transceiver, err := pc.AddTransceiverFromTrack(l.out,
 			webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
 		if err != nil {
@@ -617,6 +632,11 @@ type TrackStatus struct {
 	Resent      uint64        `json:"resent"` // at the local server's request
 	SendErrors  uint64        `json:"sendErrors"`
 	ServerRTT   time.Duration `json:"serverRTT"` // to the local server; 0: not known
+
+	Waited  uint64 `json:"waited"`  // packets that waited for one before them, where the server wants them in order
+	GivenUp uint64 `json:"givenUp"` // packets that were waited for in vain
+	Filled  uint64 `json:"filled"`  // empty packets in the place of missing sound, where the server counts
+	Paced   uint64 `json:"paced"`   // packets of bursts that were spread out
 }
 
 // Status tells what has happened and what has been carried so far.
@@ -645,6 +665,7 @@ func (s *Session) Status() SessionStatus {
 			out := l.out.Stats()
 			t.PacketsSent, t.Resent, t.SendErrors = out.Packets, out.Resent, out.Errors
 			t.KeyFrameRequestsReceived, t.ServerRTT = out.KeyFrameRequests, out.RoundTrip
+			l.countOutlet(&t)
 		}
 		status.Tracks = append(status.Tracks, t)
 	}
