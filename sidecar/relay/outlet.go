@@ -21,6 +21,8 @@ const (
 	videoRepair = 5 // halves of a round trip
 	audioRepair = 2
 	repairSlack = 40 * time.Millisecond
+	// noticedBy is how many packets behind a gap tell when it was noticed.
+	noticedBy = 16
 	// unknownTrip stands for a round trip that was not measured yet.
 	unknownTrip = 100 * time.Millisecond
 
@@ -276,10 +278,7 @@ func (o *outlet) forward(p *media.Packet) {
 // patient says whether the packet to be sent next, which is missing, is waited for any longer.
 func (o *outlet) patient() bool {
 	if !o.waits {
-		o.waits, o.since = true, o.now
-		if seq := o.after(); o.history.Sequence(seq, &o.packet) && o.packet.Arrival.Before(o.now) {
-			o.since = o.packet.Arrival // it was noticed while another was waited for
-		}
+		o.waits, o.since = true, o.noticed()
 		trip := unknownTrip
 		if o.trip != nil {
 			if t := o.trip(); t > 0 {
@@ -297,6 +296,22 @@ func (o *outlet) patient() bool {
 		o.wakeBy(o.since.Add(o.hold))
 	}
 	return o.now.Sub(o.since) < o.hold && int(o.newest-o.next) < o.history.Room()*3/4
+}
+
+// noticed is when the first packet came that lies behind the gap: it may be that another one was waited for then. The first by
+// number may have been late itself.
+func (o *outlet) noticed() time.Time {
+	first, seq := o.now, o.after()
+	for range noticedBy {
+		if o.history.Sequence(seq, &o.packet) && o.packet.Arrival.Before(first) {
+			first = o.packet.Arrival
+		}
+		if seq == o.newest {
+			break
+		}
+		seq++
+	}
+	return first
 }
 
 // after is the number of the first packet behind the gap.

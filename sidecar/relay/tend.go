@@ -121,12 +121,16 @@ func (l *lane) sendLocked(p *media.Packet, position uint64) {
 
 // serverAsks takes the local server's request for a key frame. It is blind where that asks by a clock and not for a viewer.
 func (l *lane) serverAsks(blind bool, now time.Time) {
-	l.mu.Lock()
-	absorbed := blind && now.Sub(l.keyAt) < blindInterval
-	l.mu.Unlock()
-	if !absorbed {
+	if !blind || !l.keyedSince(now.Add(-blindInterval)) {
 		l.requestKeyFrame()
 	}
+}
+
+// keyedSince says whether a key frame has come since.
+func (l *lane) keyedSince(t time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.keyAt.After(t)
 }
 
 // roundTrip is that to the current source; 0 where it is not known.
