@@ -64,7 +64,8 @@ type lane struct {
 	codec      webrtc.RTPCodecParameters
 	extensions map[uint8]string
 	out        *media.Sender
-	outlet     *outlet // on the way there; nil: packets go out at once
+
+	outlet atomic.Pointer[outlet] // on the way to out; nil: packets go there at once. What it points to is guarded by mu
 
 	track   atomic.Pointer[media.Track] // of the current feed; nil: not come yet
 	started chan struct{}               // closed with the first packet sent on
@@ -603,8 +604,8 @@ func (l *lane) switchLocked(f *feed) {
 	l.current = f
 	l.track.Store(f.track)
 	if l.out != nil {
-		if l.outlet != nil && old != nil && !maps.Equal(old.extensions, f.extensions) {
-			l.outlet.flush() // what waits has its extensions by the old ids
+		if o := l.outlet.Load(); o != nil && old != nil && !maps.Equal(old.extensions, f.extensions) {
+			o.flush() // what waits has its extensions by the old ids
 		}
 		l.out.SetExtensions(f.extensions)
 	}

@@ -83,6 +83,7 @@ type outletStats struct {
 	givenUp uint64 // numbers
 	left    uint64 // packets of frames that were not whole
 	paced   uint64 // packets that waited for their turn
+	filled  uint64 // empty packets in the place of missing sound
 }
 
 // take sends a packet that stands in the history at a position, or lets it wait.

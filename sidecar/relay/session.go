@@ -423,11 +423,11 @@ func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
 			options.History = fill.history
 		}
 		l.out = conn.NewSender(options)
-		l.outlet = &outlet{
+		l.outlet.Store(&outlet{
 			to: l.out, history: l.history, video: l.kind == webrtc.RTPCodecTypeVideo,
 			inOrder: s.options.Traits.InOrder || fill != nil, maxHold: s.options.Traits.MaxHold,
 			trip: l.roundTrip, lost: l.requestKeyFrame, wake: s.wake, fill: fill,
-		}
+		})
 		transceiver, err := pc.AddTransceiverFromTrack(l.out,
 			webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
 		if err != nil {
@@ -642,6 +642,13 @@ type TrackStatus struct {
 // Status tells what has happened and what has been carried so far.
 func (s *Session) Status() SessionStatus {
 	s.mu.Lock()
+	lanes := slices.Clone(s.lanes)
+	s.mu.Unlock()
+	outlets := make(map[*lane]outletStats)
+	for _, l := range lanes {
+		outlets[l] = l.outletStats() // a lane that is locked may take the session's lock
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := SessionStatus{
 		Stream: s.options.Stream, Location: s.location, Steps: slices.Clone(s.steps), Ended: s.ended,
@@ -665,8 +672,9 @@ func (s *Session) Status() SessionStatus {
 			out := l.out.Stats()
 			t.PacketsSent, t.Resent, t.SendErrors = out.Packets, out.Resent, out.Errors
 			t.KeyFrameRequestsReceived, t.ServerRTT = out.KeyFrameRequests, out.RoundTrip
-			l.countOutlet(&t)
 		}
+		o := outlets[l]
+		t.Waited, t.GivenUp, t.Filled, t.Paced = o.waited, o.givenUp, o.filled, o.paced
 		status.Tracks = append(status.Tracks, t)
 	}
 	return status

@@ -47,6 +47,12 @@ var (
 		"Key frame requests received from the local server.", []string{"kind"}, nil)
 	resentDesc = prometheus.NewDesc("sidestream_relay_resent_packets_total",
 		"RTP packets sent again at the local server's request.", []string{"kind"}, nil)
+	waitedDesc = prometheus.NewDesc("sidestream_relay_waited_packets_total",
+		"RTP packets that waited for one before them, for local servers that want them in order.", []string{"kind"}, nil)
+	givenUpDesc = prometheus.NewDesc("sidestream_relay_given_up_packets_total",
+		"RTP packets that others waited for in vain.", []string{"kind"}, nil)
+	filledDesc = prometheus.NewDesc("sidestream_relay_filled_packets_total",
+		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
 )
@@ -85,7 +91,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
-		resentDesc, sendErrorsDesc,
+		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc,
 	} {
 		descriptions <- d
 	}
@@ -120,7 +126,8 @@ func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 			packetsDesc: t.Packets, bytesDesc: t.Bytes, repairedDesc: t.Repaired, nacksDesc: t.NACKs,
 			lostDesc:         t.Lost + t.Repaired,
 			requestsSentDesc: t.KeyFrameRequestsSent, requestsReceivedDesc: t.KeyFrameRequestsReceived,
-			resentDesc: t.Resent, sendErrorsDesc: t.SendErrors,
+			resentDesc: t.Resent, waitedDesc: t.Waited, givenUpDesc: t.GivenUp, filledDesc: t.Filled,
+			sendErrorsDesc: t.SendErrors,
 		} {
 			counter := trackCounter{description, t.Kind}
 			// What was late rather than lost makes the count of losses fall again; a counter must not.

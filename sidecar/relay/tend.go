@@ -104,19 +104,19 @@ func (s *Session) tend(ctx context.Context) error {
 func (l *lane) drain(now time.Time) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.outlet == nil {
-		return time.Time{}
+	if o := l.outlet.Load(); o != nil {
+		return o.drain(now)
 	}
-	return l.outlet.drain(now)
+	return time.Time{}
 }
 
 // sendLocked sends a packet that stands in the history at a position.
 func (l *lane) sendLocked(p *media.Packet, position uint64) {
-	if l.outlet == nil {
+	if o := l.outlet.Load(); o != nil {
+		o.take(p, position)
+	} else {
 		l.out.Packet(p)
-		return
 	}
-	l.outlet.take(p, position)
 }
 
 // serverAsks takes the local server's request for a key frame. It is blind where that asks by a clock and not for a viewer.
@@ -141,16 +141,17 @@ func (l *lane) roundTrip() time.Duration {
 	return 0
 }
 
-// countOutlet adds what the outlet did.
-func (l *lane) countOutlet(t *TrackStatus) {
+// outletStats is what the outlet did.
+func (l *lane) outletStats() outletStats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.outlet == nil {
-		return
+	o := l.outlet.Load()
+	if o == nil {
+		return outletStats{}
 	}
-	o := l.outlet.stats
-	t.Waited, t.GivenUp, t.Paced = o.waited, o.givenUp, o.paced
-	if l.outlet.fill != nil {
-		t.Filled = l.outlet.fill.filled
+	stats := o.stats
+	if o.fill != nil {
+		stats.filled = o.fill.filled
 	}
+	return stats
 }
