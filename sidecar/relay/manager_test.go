@@ -527,6 +527,24 @@ func TestLinger(t *testing.T) {
 	})
 }
 
+// The session hears of more readers, and of nothing else.
+func TestReadersJoin(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		b.play()()
+		for _, step := range []struct{ readers, joined int }{{1, 1}, {1, 1}, {4, 2}, {2, 2}, {-1, 2}, {0, 2}, {1, 3}} {
+			b.readers(step.readers)
+			after(time.Second)
+			var joined int
+			s := b.last()
+			b.locked(func() { joined = s.joined })
+			if joined != step.joined {
+				b.Errorf("%d readers: the session was told %d times, want %d", step.readers, joined, step.joined)
+			}
+		}
+	})
+}
+
 func TestHeldWhereTheServerDoesNotCount(t *testing.T) {
 	run(t, nil, func(b *bed) {
 		b.peer("b1", "5 b1")
