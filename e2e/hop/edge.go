@@ -150,7 +150,7 @@ func startMediaMTX(ctx context.Context, g *group, binary string) (*server, error
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, binary, settings.Name())
-	cmd.Env = append(os.Environ(), "MTX_LOGLEVEL=warn", "MTX_WEBRTCADDRESS="+address, "MTX_WEBRTCLOCALUDPADDRESS="+address,
+	cmd.Env = append(os.Environ(), "MTX_LOGLEVEL=error", "MTX_WEBRTCADDRESS="+address, "MTX_WEBRTCLOCALUDPADDRESS="+address,
 		"MTX_WEBRTCIPSFROMINTERFACES=no", "MTX_WEBRTCADDITIONALHOSTS=127.0.0.1", "MTX_RTSP=no", "MTX_RTMP=no", "MTX_HLS=no",
 		"MTX_SRT=no", "MTX_MOQ=no")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr

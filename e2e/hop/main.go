@@ -96,10 +96,11 @@ func (r *result) print(w io.Writer, name string, seed uint64) {
 		}
 	}
 	ms := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+	fine := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds()*1000, 'f', 1, 64) }
 	fmt.Fprintf(w, "%-9s %4d | %6d %5s %5s %5s %5d | %8d %7.3f%% | %6d %5s %5s %7d %6d | %s, %s ms\n", name, seed,
 		len(r.frames), ms(at(r.frames, 50)), ms(at(r.frames, 95)), ms(at(r.frames, 100)), r.lost,
 		r.repaired, 100*float64(r.unrepaired)/float64(max(r.packets, 1)),
-		len(r.sounds), ms(at(r.sounds, 95)), ms(at(r.sounds, 100)), late, r.filled, ms(at(r.skews, 95)), ms(at(r.skews, 100)))
+		len(r.sounds), ms(at(r.sounds, 95)), ms(at(r.sounds, 100)), late, r.filled, fine(at(r.skews, 95)), fine(at(r.skews, 100)))
 }
 
 // at is a percentile.

@@ -162,7 +162,16 @@ func (o *options) carry(ctx context.Context, g *group, origin, edge *server, tra
 	case <-time.After(o.length):
 	}
 	r := compare(near, far, began, time.Now().Add(-time.Second))
-	for i, t := range session.Status().Tracks {
+	after := session.Status()
+	for range 20 { // what is missing at one moment may be on its way
+		if err := pause(ctx, g); err != nil {
+			return nil, err
+		}
+		for i, t := range session.Status().Tracks {
+			after.Tracks[i].Lost = min(after.Tracks[i].Lost, t.Lost)
+		}
+	}
+	for i, t := range after.Tracks {
 		r.packets += t.Packets - before.Tracks[i].Packets
 		r.repaired += t.Repaired - before.Tracks[i].Repaired
 		r.unrepaired += t.GivenUp - before.Tracks[i].GivenUp
@@ -170,7 +179,6 @@ func (o *options) carry(ctx context.Context, g *group, origin, edge *server, tra
 			r.filled += t.Filled
 			continue
 		}
-		// What is missing now may still come.
 		if t.Lost > before.Tracks[i].Lost {
 			r.unrepaired += t.Lost - before.Tracks[i].Lost
 		}

@@ -40,11 +40,12 @@ type picture struct {
 
 // sound is a packet of audio.
 type sound struct {
-	sequence uint16
-	content  uint64
-	empty    bool
-	at       time.Time
-	told     time.Time
+	sequence  uint16
+	timestamp uint32
+	content   uint64
+	empty     bool
+	at        time.Time
+	told      time.Time
 }
 
 var seed = maphash.MakeSeed()
@@ -177,7 +178,7 @@ func (w *watcher) hear(t *webrtc.TrackRemote) {
 		now := time.Now()
 		w.mu.Lock()
 		w.sounds = append(w.sounds, sound{
-			sequence: p.SequenceNumber, content: maphash.Bytes(seed, p.Payload), empty: len(p.Payload) <= 2, at: now,
+			sequence: p.SequenceNumber, timestamp: p.Timestamp, content: maphash.Bytes(seed, p.Payload), empty: len(p.Payload) <= 2, at: now,
 			told: w.toldLocked(webrtc.RTPCodecTypeAudio, p.Timestamp, 48000),
 		})
 		w.mu.Unlock()
@@ -244,9 +245,13 @@ func compare(near, far *watcher, from, to time.Time) *result {
 			begin = at
 		}
 	}
-	late = late[:0]
 	var sounds []moment
-	for _, s := range far.sounds {
+	var zeros []time.Duration // of timestamps, since begin, by each sound that is known
+	var origin uint32
+	for i, s := range far.sounds {
+		if i == 0 {
+			origin = s.timestamp
+		}
 		var due time.Time
 		found := 0
 		for _, n := range known[s.content] {
@@ -258,9 +263,15 @@ func compare(near, far *watcher, from, to time.Time) *result {
 		if s.empty || found != 1 || due.Before(from) || due.After(to) {
 			continue
 		}
-		late = append(late, s.at.Sub(due))
+		zeros = append(zeros, due.Sub(begin)-soundAt(s.timestamp-origin))
 		if !s.told.IsZero() {
 			sounds = append(sounds, moment{s.at, s.told.Sub(due)})
+		}
+	}
+	late = late[:0]
+	for _, s := range far.sounds { // the others are where their timestamps say
+		if due := begin.Add(at(zeros, 50) + soundAt(s.timestamp-origin)); !due.Before(from) && !due.After(to) {
+			late = append(late, s.at.Sub(due))
 		}
 	}
 	best = at(late, 0)
@@ -279,3 +290,6 @@ func compare(near, far *watcher, from, to time.Time) *result {
 	}
 	return r
 }
+
+// soundAt is a number of ticks as time.
+func soundAt(ticks uint32) time.Duration { return time.Duration(int32(ticks)) * time.Second / 48000 }
