@@ -387,6 +387,15 @@ func (l *lane) requestKeyFrame() {
 	}
 }
 
+// tellClock hands on what the source has said of its clocks, if it has.
+func (l *lane) tellClock() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heard != nil {
+		l.out.SenderReport(*l.heard)
+	}
+}
+
 // open lets packets into the local server, which is connected now, and returns once they flow by themselves or wait for
 // the parent: for its first audio packet, or a key frame.
 func (l *lane) open(ctx context.Context) error {

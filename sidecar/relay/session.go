@@ -480,6 +480,15 @@ func (s *Session) open(ctx context.Context) error {
 	s.mu.Lock()
 	lanes := slices.Clone(s.lanes)
 	s.mu.Unlock()
+	// A server that goes by the source's clock drops what comes before it knows that.
+	for _, l := range lanes {
+		l.tellClock()
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(burstInterval):
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range lanes {
 		group.Go(func() error {
