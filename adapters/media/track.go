@@ -30,6 +30,7 @@ type Track struct {
 	payloadType uint8
 	losses      losses
 	pairs       []rtcp.NackPair
+	pathRTT     time.Duration // the connection's, when it was last needed
 	packets     uint64
 	bytes       uint64
 	nacks       uint64
@@ -224,7 +225,8 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	if !t.nack || len(t.losses.missing) == 0 {
 		return nil
 	}
-	t.pairs = t.losses.due(now, t.conn.pathRTT, t.pairs[:0])
+	t.pathRTT = t.conn.pathRTT
+	t.pairs = t.losses.due(now, t.pathRTT, t.pairs[:0])
 	if len(t.pairs) == 0 {
 		return nil
 	}
@@ -232,6 +234,13 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	return &rtcp.TransportLayerNack{
 		SenderSSRC: receiverSender, MediaSSRC: t.ssrc, Nacks: append([]rtcp.NackPair(nil), t.pairs...),
 	}
+}
+
+// RoundTrip is the time that the answer to a request takes, as far as that is known: 0 before the first loss.
+func (t *Track) RoundTrip() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(t.losses.roundTrip, t.pathRTT)
 }
 
 func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {

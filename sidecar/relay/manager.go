@@ -118,6 +118,8 @@ type Runner interface {
 	Change(ctx context.Context, to Source) (how string, err error)
 	// Source is how the source stands; the channel is closed when that changes.
 	Source() (SourceState, <-chan struct{})
+	// Joined says that there are more viewers at the local server than before.
+	Joined()
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
 	Location() string
 	Status() SessionStatus
@@ -351,9 +353,13 @@ func (m *Manager) Report(streams []adapters.Stream) {
 			m.touch(id)
 		}
 	}
+	before := m.server
 	m.server = server
 	for id, e := range m.entries {
 		r := e.run
+		if r != nil && r.session != nil && server[id].Readers > max(before[id].Readers, 0) {
+			r.session.Joined()
+		}
 		if !r.live() {
 			continue
 		}

@@ -100,6 +100,7 @@ type Session struct {
 	over    chan struct{} // closed when media has ended
 	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
 	changes chan changeRequest
+	kick    chan struct{} // wakes tend
 
 	mu           sync.Mutex
 	steps        []Step
@@ -112,6 +113,7 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	joins        joins
 	ended        string
 }
 
@@ -130,6 +132,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		kick:  make(chan struct{}, 1),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
@@ -180,6 +183,7 @@ func (s *Session) run(ctx context.Context) error {
 	s.mu.Unlock()
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.supervise(inner, first) })
+	group.Go(func() error { return s.tend(inner) })
 	var target *whip.Session
 	group.Go(func() (err error) {
 		target, err = s.forward(inner, first)
@@ -418,9 +422,20 @@ func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
 	for _, l := range s.lanes {
 		options := media.SenderOptions{
 			Kind: l.kind, Codec: l.codec.RTPCodecCapability, ID: l.kind.String(), StreamID: "sidestream",
-			Extensions: l.extensions, History: l.history, OnKeyFrameRequest: l.requestKeyFrame,
+			Extensions: l.extensions, History: l.history,
+			OnKeyFrameRequest: func() { l.serverAsks(s.options.Traits.IgnoresPLI, time.Now()) },
+		}
+		var fill *filler
+		if s.options.Traits.FillAudio && strings.EqualFold(l.codec.MimeType, webrtc.MimeTypeOpus) {
+			fill = newFiller()
+			options.History = fill.history
 		}
 		l.out = conn.NewSender(options)
+		l.outlet.Store(&outlet{
+			to: l.out, history: l.history, video: l.kind == webrtc.RTPCodecTypeVideo,
+			inOrder: s.options.Traits.InOrder || fill != nil, maxHold: s.options.Traits.MaxHold,
+			trip: l.roundTrip, lost: l.requestKeyFrame, wake: s.wake, fill: fill,
+		})
 		transceiver, err := pc.AddTransceiverFromTrack(l.out,
 			webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
 		if err != nil {
@@ -471,6 +486,15 @@ func (s *Session) open(ctx context.Context) error {
 	s.mu.Lock()
 	lanes := slices.Clone(s.lanes)
 	s.mu.Unlock()
+	// A server that goes by the source's clock drops what comes before it knows that.
+	for _, l := range lanes {
+		l.tellClock()
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(burstInterval):
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range lanes {
 		group.Go(func() error {
@@ -637,6 +661,11 @@ type TrackStatus struct {
 	Resent      uint64        `json:"resent"` // at the local server's request
 	SendErrors  uint64        `json:"sendErrors"`
 	ServerRTT   time.Duration `json:"serverRTT"` // to the local server; 0: not known
+
+	Waited  uint64 `json:"waited"`  // packets that waited for one before them, where the server wants them in order
+	GivenUp uint64 `json:"givenUp"` // packets that were waited for in vain
+	Filled  uint64 `json:"filled"`  // empty packets in the place of missing sound, where the server counts
+	Paced   uint64 `json:"paced"`   // packets of bursts that were spread out
 }
 
 // Status tells what has happened and what has been carried so far.
@@ -659,6 +688,13 @@ func (s *Session) Status() SessionStatus {
 
 // status is what Status tells but for what came in, and the lanes in the order of its tracks.
 func (s *Session) status() (SessionStatus, []*lane) {
+	s.mu.Lock()
+	lanes := slices.Clone(s.lanes)
+	s.mu.Unlock()
+	outlets := make(map[*lane]outletStats)
+	for _, l := range lanes {
+		outlets[l] = l.outletStats() // a lane that is locked may take the session's lock
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := SessionStatus{
@@ -684,6 +720,8 @@ func (s *Session) status() (SessionStatus, []*lane) {
 			t.PacketsSent, t.Resent, t.SendErrors = out.Packets, out.Resent, out.Errors
 			t.KeyFrameRequestsReceived, t.ServerRTT = out.KeyFrameRequests, out.RoundTrip
 		}
+		o := outlets[l]
+		t.Waited, t.GivenUp, t.Filled, t.Paced = o.waited, o.givenUp, o.filled, o.paced
 		status.Tracks = append(status.Tracks, t)
 	}
 	return status, slices.Clone(s.lanes)

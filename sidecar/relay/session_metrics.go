@@ -57,6 +57,12 @@ var (
 	uselessDesc = prometheus.NewDesc("sidestream_relay_useless_packets_total",
 		"Packets from parents and the local server that could not be read (malformed), or of what was not negotiated (unknown).",
 		[]string{"why"}, nil)
+	waitedDesc = prometheus.NewDesc("sidestream_relay_waited_packets_total",
+		"RTP packets that waited for one before them, for local servers that want them in order.", []string{"kind"}, nil)
+	givenUpDesc = prometheus.NewDesc("sidestream_relay_given_up_packets_total",
+		"RTP packets that others waited for in vain.", []string{"kind"}, nil)
+	filledDesc = prometheus.NewDesc("sidestream_relay_filled_packets_total",
+		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
 )
@@ -117,7 +123,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
-		resentDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
+		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
 	} {
 		descriptions <- d
 	}
@@ -160,7 +166,8 @@ func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 			packetsDesc: t.Packets, bytesDesc: t.Bytes, repairedDesc: t.Repaired, nacksDesc: t.NACKs,
 			lostDesc:         t.Lost + t.Repaired,
 			requestsSentDesc: t.KeyFrameRequestsSent, requestsReceivedDesc: t.KeyFrameRequestsReceived,
-			resentDesc: t.Resent, sendErrorsDesc: t.SendErrors, restartsDesc: t.Restarts, clockJumpsDesc: t.ClockJumps,
+			resentDesc: t.Resent, waitedDesc: t.Waited, givenUpDesc: t.GivenUp, filledDesc: t.Filled,
+			sendErrorsDesc: t.SendErrors, restartsDesc: t.Restarts, clockJumpsDesc: t.ClockJumps,
 		} {
 			add(description, t.Kind, n)
 		}

@@ -508,6 +508,12 @@ type network struct {
 // newNetwork loses a part of the source's media packets, by a sequence that is the same in each run.
 func newNetwork(t *testing.T, delay time.Duration, lose func(n int) bool) *network {
 	t.Helper()
+	return newNetworkOf(t, delay, 200, lose)
+}
+
+// newNetworkOf loses packets of so many bytes at least.
+func newNetworkOf(t *testing.T, delay time.Duration, least int, lose func(n int) bool) *network {
+	t.Helper()
 	router, err := vnet.NewRouter(&vnet.RouterConfig{
 		CIDR: "10.0.0.0/24", MinDelay: delay, LoggerFactory: logging.NewDefaultLoggerFactory(), QueueSize: 10000,
 	})
@@ -533,7 +539,8 @@ func newNetwork(t *testing.T, delay time.Duration, lose func(n int) bool) *netwo
 		}
 		payload := c.UserData()
 		// RTP and RTCP are told apart by RFC 5761, both from DTLS and STUN by RFC 7983.
-		if !strings.HasPrefix(c.SourceAddr().String(), "10.0.0.1:") || len(payload) < 200 || payload[0]>>6 != 2 {
+		if !strings.HasPrefix(c.SourceAddr().String(), "10.0.0.1:") || len(payload) < least || payload[0]>>6 != 2 ||
+			payload[1] >= 192 && payload[1] <= 223 {
 			return true
 		}
 		if lose(int(seen.Add(1))) {
