@@ -314,7 +314,7 @@ func (h Harness) testCodec(t *testing.T, c codec) {
 	h.result(t, c.mime, "%d of %d frames whole, the first key frame after %s", stats.Frames, stats.Frames+stats.Damaged,
 		seconds(stats.FirstKey))
 	h.until(w, id, "its video track", func(s adapters.Stream) bool {
-		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return strings.EqualFold(t.MIME, c.mime) })
+		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return t.Kind == "video" && isCodec(t, c.mime) })
 	})
 }
 
