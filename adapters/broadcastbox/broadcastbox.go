@@ -218,7 +218,7 @@ func (a *Adapter) readProfiles(ctx context.Context) error {
 	return nil
 }
 
-// get reads a page of JSON. An empty one leaves into as it is.
+// get reads a page of JSON.
 func (a *Adapter) get(ctx context.Context, path string, into any) error {
 	u := a.base
 	u.Path += path
@@ -252,7 +252,7 @@ func (a *Adapter) get(ctx context.Context, path string, into any) error {
 		return foreign(path, errors.New(response.Status))
 	case code/100 != 2:
 		return fmt.Errorf("GET %s: %s", path, response.Status)
-	case len(body) == 0:
+	case len(body) == 0 && path == pathProfiles:
 		return nil // no profile has ever been made
 	}
 	if err := json.Unmarshal(body, into); err != nil {
