@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/broadcastbox"
 	"github.com/sidestream-dev/sidestream/adapters/generic"
 	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/media"
@@ -140,11 +141,12 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		},
 		NewSource: n.newSource,
 		Remember:  n.file.remember,
+		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
 		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{
-		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
+		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf, Unfit: n.relays.Unfit,
 		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
 		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
 		SessionAge: settings.Gateway.SessionAge, Transport: n.server, Logger: n.logger, Registerer: n.registry,
@@ -159,6 +161,8 @@ var servers = map[string]func(*node) (adapters.Adapter, *url.URL, error){
 	mediamtx.AdapterName: (*node).openMediaMTX,
 	generic.AdapterName:  (*node).openGeneric,
 	janus.AdapterName:    (*node).openJanus,
+
+	broadcastbox.AdapterName: (*node).openBroadcastBox,
 }
 
 // openServer makes the adapter that the settings name.
@@ -570,6 +574,8 @@ type streamStatus struct {
 	Readers int               `json:"readers"` // at this node; -1: not known
 	// Lacks says what of it plays do not give, where it is published at this node.
 	Lacks string `json:"lacks,omitempty"`
+	// Refused says why it is published elsewhere and cannot be had here.
+	Refused string `json:"refused,omitempty"`
 }
 
 type holder struct {
@@ -593,6 +599,9 @@ func (n *node) status() status {
 		row := streamStatus{Stream: id, Epoch: winner.Epoch, Origin: winner.Origin, Readers: n.readersOf(id)}
 		if here, ok := n.streamOf(id); ok {
 			row.Lacks = here.Lacks
+		}
+		if err := n.relays.Unfit(id); err != nil {
+			row.Refused = err.Error()
 		}
 		for _, h := range known.Holders(id) {
 			at, _ := known.Node(h.Holder())

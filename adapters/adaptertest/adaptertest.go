@@ -474,7 +474,9 @@ func (h Harness) await(
 }
 
 // isCodec says whether a track is of a codec, as far as the server says.
-func isCodec(t adapters.Track, mime string) bool { return t.MIME == "" || strings.EqualFold(t.MIME, mime) }
+func isCodec(t adapters.Track, mime string) bool {
+	return t.MIME == "" || strings.EqualFold(t.MIME, mime)
+}
 
 func absent(s adapters.Stream) bool { return s.ID == "" }
 

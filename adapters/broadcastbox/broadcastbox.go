@@ -121,7 +121,9 @@ func (a *Adapter) Ingest(id adapters.StreamID) adapters.Endpoint {
 }
 
 // Egress implements adapters.Adapter.
-func (a *Adapter) Egress(id adapters.StreamID) adapters.Endpoint { return a.endpoint(pathPlay, bearer(id)) }
+func (a *Adapter) Egress(id adapters.StreamID) adapters.Endpoint {
+	return a.endpoint(pathPlay, bearer(id))
+}
 
 func (a *Adapter) endpoint(path, token string) adapters.Endpoint {
 	u := a.base

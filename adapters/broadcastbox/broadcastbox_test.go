@@ -104,7 +104,8 @@ func TestRecordedAnswers(t *testing.T) {
 	}{
 		"public": {"", []adapters.Stream{left, show}, []string{pathStatus}},
 		"admin": {
-			secret, []adapters.Stream{left, show, {ID: "nobody", Readers: 1, Waiting: true}},
+			secret,
+			[]adapters.Stream{left, show, {ID: "nobody", Readers: 1, Waiting: true}},
 			[]string{pathProfiles, pathAdmin},
 		},
 	} {

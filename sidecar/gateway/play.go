@@ -23,6 +23,7 @@ var repeats = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 
 
 // holdError says why a viewer was not served after all.
 type holdError struct {
+	status                    int // 0: 503
 	title, detail, retryAfter string
 	cause                     error
 }
@@ -42,6 +43,12 @@ func (g *Gateway) play(w http.ResponseWriter, r *http.Request, id adapters.Strea
 	}
 	defer p.done()
 	if g.o.Relays != nil && g.o.Adapter.Traits().AcceptsAndWaits {
+		if err := g.unfit(id); err != nil { // the server would let it wait for ever
+			g.metrics.refused("codec")
+			p := unfitError(id, err)
+			g.refuse(w, r, p.status, p.title, p.detail)
+			return
+		}
 		// The server will take the play whether or not it has the stream, so the answer tells nothing.
 		p.viewer = &viewer{stream: id, header: p.header}
 		if !g.demand.add(p.viewer) {
@@ -141,6 +148,12 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 			outcome = "missing"
 			return refusal, nil
 		}
+		if codec, ok := errors.AsType[*adapters.CodecError](err); ok {
+			outcome = "refused"
+			g.metrics.refused("codec")
+			discard(refusal)
+			return nil, unfitError(p.stream, codec)
+		}
 		if err != nil {
 			break
 		}
@@ -173,6 +186,23 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 		title: "Stream is not here yet", retryAfter: "1", cause: err,
 		detail: "The stream is published elsewhere and could not be brought here in time; try again after the seconds in " +
 			"Retry-After.",
+	}
+}
+
+// unfit says why a stream that is published elsewhere cannot come here.
+func (g *Gateway) unfit(id adapters.StreamID) error {
+	if g.o.Unfit == nil {
+		return nil
+	}
+	return g.o.Unfit(id)
+}
+
+// unfitError is for streams of which it is known that they cannot come here: to try again is of no use.
+func unfitError(id adapters.StreamID, err error) *holdError {
+	return &holdError{
+		status: http.StatusUnsupportedMediaType, title: "Stream cannot be played here", cause: err,
+		detail: string(id) + " is published elsewhere and cannot be brought here: " + err.Error() + ". Play it where another make of " +
+			"server stands, or publish it with another codec.",
 	}
 }
 

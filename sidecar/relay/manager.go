@@ -139,7 +139,9 @@ type ManagerOptions struct {
 	NewSource func(Spec) Source
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
-	Remember   func(context.Context)
+	Remember func(context.Context)
+	// Accept says which of a publication's tracks the local server does not take, by a *adapters.CodecError; nil: it takes all.
+	Accept     func([]adapters.Track) error
 	Pins       catalogue.Names // streams that are carried without viewers
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
@@ -192,6 +194,8 @@ type entry struct {
 	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
 	failed     int
 	refused    bool // the local server did not take the last relay
+	unfit      unfit
+	told       catalogue.Publication // of which people were told that it cannot be carried here
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
@@ -389,6 +393,8 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 			return nil, resultMissing, adapters.ErrNoStream
 		}
 	}
+	// Where nothing of it is demanded yet, the next plan tells people.
+	refused := m.unfit(state, id, time.Now())
 	e := m.entry(id)
 	e.held++
 	m.touch(id)
@@ -403,8 +409,13 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		defer m.mu.Unlock()
 		unhold()
 	}
-	if e.run.live() {
+	switch {
+	case e.run.live():
 		return release, resultLive, nil
+	case refused != nil:
+		m.turnDown(e, state, refused, time.Now())
+		unhold()
+		return nil, resultUnfit, refused
 	}
 	m.wake()
 	for {
@@ -433,6 +444,9 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		case errors.Is(outcome, ErrFull):
 			unhold()
 			return nil, resultFull, outcome
+		case e.decision.Why == planner.WhyUnfit:
+			unhold()
+			return nil, resultUnfit, outcome
 		default:
 			unhold()
 			return nil, resultMissing, outcome
@@ -583,6 +597,7 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			if m.idle(e, now) {
 				delete(m.entries, id)
 			}
+		case m.turned(e, state, now):
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
@@ -1434,6 +1449,7 @@ func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
 		e.failed++
 		e.refused = true
+		e.refusedCodec(r.publication, err, now)
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
 	} else {
 		e.failed++
@@ -1459,6 +1475,7 @@ const (
 	StateConnecting = "connecting"
 	StateLive       = "live"
 	StateStopping   = "stopping"
+	StateRefused    = "refused" // the local server does not take it
 )
 
 // Status is how one stream stands at this node.
@@ -1498,6 +1515,10 @@ func (m *Manager) Status() []Status {
 			s.State, s.Epoch = StateAsking, d.Epoch
 		case planner.Wait:
 			s.State, s.NextRetry = StateWaiting, d.Until
+		case planner.Nothing:
+			if d.Why == planner.WhyUnfit {
+				s.State = StateRefused
+			}
 		case planner.Run:
 			if now.Before(e.retryAt) {
 				s.State, s.NextRetry = StateRetrying, e.retryAt

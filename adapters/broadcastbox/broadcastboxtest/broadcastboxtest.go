@@ -3,9 +3,9 @@
 package broadcastboxtest
 
 import (
-	"debug/buildinfo"
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"net"
 	"net/http"
@@ -16,7 +16,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
 
 	"github.com/sidestream-dev/sidestream/adapters/broadcastbox"
 )
