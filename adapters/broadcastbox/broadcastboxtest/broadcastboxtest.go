@@ -4,6 +4,7 @@ package broadcastboxtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -29,9 +30,7 @@ type Options struct {
 	AdminToken string
 	// Environ are further settings, NAME=value.
 	Environ []string
-	// Interface is the network interface whose addresses are candidates; empty: loopback.
-	Interface string
-	// Host is the address to listen at; empty: 127.0.0.1.
+	// Host is the address to listen at, and of the candidates; empty: 127.0.0.1.
 	Host string
 }
 
@@ -92,13 +91,7 @@ func Start(t testing.TB, o Options) *Server {
 	t.Helper()
 	s := &Server{t: t, binary: Binary(t), dir: t.TempDir(), admin: o.AdminToken}
 	s.Version = version(s.binary)
-	host, network := o.Host, o.Interface
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	if network == "" {
-		network = "lo"
-	}
+	host := cmp.Or(o.Host, "127.0.0.1")
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +100,7 @@ func Start(t testing.TB, o Options) *Server {
 	_ = l.Close()
 	s.URL = "http://" + address
 	s.environ = append([]string{
-		"APP_ENV=production", "HTTP_ADDRESS=" + address, "DISABLE_FRONTEND=TRUE", "INCLUDE_LOOPBACK_CANDIDATE=1", "INTERFACE_FILTER=" + network,
+		"APP_ENV=production", "HTTP_ADDRESS=" + address, "DISABLE_FRONTEND=TRUE", "INCLUDE_LOOPBACK_CANDIDATE=1", "INTERFACE_FILTER=" + interfaceOf(t, host),
 		"FRONTEND_ADMIN_TOKEN=" + o.AdminToken, "STREAM_PROFILE_PATH=" + filepath.Join(s.dir, "profiles"),
 	}, o.Environ...)
 	s.Up()
@@ -118,6 +111,24 @@ func Start(t testing.TB, o Options) *Server {
 		}
 	})
 	return s
+}
+
+// interfaceOf is the network interface that has an address.
+func interfaceOf(t testing.TB, host string) string {
+	all, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		addresses, _ := i.Addrs()
+		for _, a := range addresses {
+			if ip, ok := a.(*net.IPNet); ok && ip.IP.String() == host {
+				return i.Name
+			}
+		}
+	}
+	t.Fatalf("no interface has %s", host)
+	return ""
 }
 
 // version is the commit or the release that the binary was built of.
