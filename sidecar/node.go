@@ -84,6 +84,7 @@ type node struct {
 
 	mu       sync.Mutex
 	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
+	failed   error                                 // why it cannot be watched
 }
 
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
@@ -377,6 +378,7 @@ func (n *node) run(ctx context.Context) error {
 		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
 		serveHTTP(n.listeners.admin, admin.New(admin.Options{
 			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
+			Demand:  &hooks{relays: n.relays, pod: n.settings.PodIP, logger: n.logger},
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
@@ -432,12 +434,14 @@ func (n *node) watchServer(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
 			n.mesh.SetReady(true)
+			n.setFailed(nil)
 			n.report(streams)
 		})
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
 		n.mesh.SetReady(false)
+		n.setFailed(err)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
 			// time after this sidecar has begun, is new.
@@ -476,6 +480,22 @@ func (n *node) report(streams []adapters.Stream) {
 		n.logger.Warn("streams are not announced", "error", err)
 	}
 	n.relays.Report(streams)
+}
+
+// setFailed notes why the media server cannot be watched; nil: it can.
+func (n *node) setFailed(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failed = err
+}
+
+func (n *node) serverError() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failed == nil {
+		return ""
+	}
+	return n.failed.Error()
 }
 
 func (n *node) streamOf(id adapters.StreamID) (adapters.Stream, bool) {
@@ -554,10 +574,13 @@ func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
 
 // status is what /api/status shows.
 type status struct {
-	Node    catalogue.NodeID  `json:"node"`
-	Cluster string            `json:"cluster"`
-	Version string            `json:"version"`
-	Adapter string            `json:"adapter"`
+	Node    catalogue.NodeID `json:"node"`
+	Cluster string           `json:"cluster"`
+	Version string           `json:"version"`
+	Adapter string           `json:"adapter"`
+	// ServerError says why the media server cannot be asked for its streams.
+	ServerError string `json:"serverError,omitempty"`
+
 	Peers   []mesh.PeerStatus `json:"peers"`
 	Streams []streamStatus    `json:"streams"`
 	Relays  []relay.Status    `json:"relays"`
@@ -587,7 +610,7 @@ type holder struct {
 func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
-		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
+		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(), ServerError: n.serverError(),
 		Discovery: n.sources.Status(),
 		Peers:     append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}

@@ -131,8 +131,13 @@ func (t *Track) keyFrameDueLocked(now time.Time) bool {
 	return true
 }
 
+// sendPLI asks for a key frame. A report goes first, as RFC 4585, section 3.1, has it where reduced size was not agreed on: Janus 1.1
+// finds by it which track the request is for, and drops one that comes alone.
 func (t *Track) sendPLI() {
-	t.conn.writeRTCP(&rtcp.PictureLossIndication{SenderSSRC: receiverSender, MediaSSRC: t.ssrc})
+	t.mu.Lock()
+	report := t.reportLocked(time.Now())
+	t.mu.Unlock()
+	t.conn.writeRTCP(report, &rtcp.PictureLossIndication{SenderSSRC: receiverSender, MediaSSRC: t.ssrc})
 }
 
 // receive takes the next packet, in the goroutine that reads the connection.
@@ -239,6 +244,10 @@ func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
 	if first {
 		return nil
 	}
+	return t.reportLocked(now)
+}
+
+func (t *Track) reportLocked(now time.Time) *rtcp.ReceiverReport {
 	current := report{expected: t.losses.expected(), received: t.losses.received}
 	expected, received := current.expected-t.reference.expected, current.received-t.reference.received
 	t.reference = current
