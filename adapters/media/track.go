@@ -9,9 +9,13 @@ import (
 )
 
 const (
-	reportInterval   = time.Second
-	keyFrameInterval = time.Second // between requests for a key frame, after the first
-	jitterFactor     = 16
+	reportInterval = time.Second
+	// Requests for a key frame come one a keyFrameInterval in the long run. Two may come together, but for keyFrameGap: who begins
+	// to play asks at once, and again for somebody behind him who has just missed that key frame.
+	keyFrameInterval = time.Second
+	keyFrameGap      = 150 * time.Millisecond
+
+	jitterFactor = 16
 )
 
 // Track is one audio or video track that comes in. Its methods may be called concurrently.
@@ -40,6 +44,7 @@ type Track struct {
 
 	wanted    bool // a key frame has been asked for and has not come
 	asked     time.Time
+	paid      time.Time // by when the requests so far are no more than one a keyFrameInterval
 	reported  time.Time
 	reference report
 	jitter    jitter
@@ -123,10 +128,14 @@ func (t *Track) RequestKeyFrame() {
 }
 
 func (t *Track) keyFrameDueLocked(now time.Time) bool {
-	if !t.wanted || now.Sub(t.asked) < keyFrameInterval {
+	if !t.wanted || now.Sub(t.asked) < keyFrameGap || t.paid.Sub(now) > keyFrameInterval {
 		return false
 	}
 	t.asked = now
+	if t.paid.Before(now) {
+		t.paid = now
+	}
+	t.paid = t.paid.Add(keyFrameInterval)
 	t.plis++
 	return true
 }

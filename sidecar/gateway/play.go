@@ -43,10 +43,9 @@ func (g *Gateway) play(w http.ResponseWriter, r *http.Request, id adapters.Strea
 	}
 	defer p.done()
 	if g.o.Relays != nil && g.o.Adapter.Traits().AcceptsAndWaits {
-		if err := g.unfit(id); err != nil { // the server would let it wait for ever
+		if err := g.turnDown(r.Context(), id); err != nil { // the server would let it wait for ever
 			g.metrics.refused("codec")
-			p := unfitError(id, err)
-			g.refuse(w, r, p.status, p.title, p.detail)
+			g.refuse(w, r, err.status, err.title, err.detail)
 			return
 		}
 		// The server will take the play whether or not it has the stream, so the answer tells nothing.
@@ -189,12 +188,20 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 	}
 }
 
-// unfit says why a stream that is published elsewhere cannot come here.
-func (g *Gateway) unfit(id adapters.StreamID) error {
-	if g.o.Unfit == nil {
+// turnDown says why a stream that is published elsewhere cannot come here, where that is known. The relays are asked for it all
+// the same, which does not take long then: so they know that it was wanted, and say what is wrong.
+func (g *Gateway) turnDown(ctx context.Context, id adapters.StreamID) *holdError {
+	if g.o.Unfit == nil || g.o.Unfit(id) == nil {
 		return nil
 	}
-	return g.o.Unfit(id)
+	release, err := g.o.Relays.Acquire(ctx, id)
+	if err == nil {
+		release()
+	}
+	if codec, ok := errors.AsType[*adapters.CodecError](err); ok {
+		return unfitError(id, codec)
+	}
+	return nil
 }
 
 // unfitError is for streams of which it is known that they cannot come here: to try again is of no use.
