@@ -201,11 +201,11 @@ func interopOne(t *testing.T, origin, edge *interopMake, mime string, runs int) 
 		return cell
 	}
 	for run := range runs {
+		begun := time.Now()
 		player, err := h.TryPlay(t, id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		begun := time.Now()
 		player.WaitKeyFrames(1)
 		player.WaitFrames(player.Stats().Frames + 50)
 		player.WaitAudio(50)

@@ -140,10 +140,11 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		NewSession: func(s relay.Spec) relay.Runner {
 			return n.newSession(s, sessionMetrics)
 		},
-		NewSource: n.newSource,
-		Remember:  n.file.remember,
-		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
-		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		NewSource:  n.newSource,
+		Remember:   n.file.remember,
+		IgnoresPLI: n.adapter.Traits().IgnoresPLI,
+		Accept:     func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
+		Pins:       settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{

@@ -211,6 +211,9 @@ func (g *Gateway) public(w *recorder, r *http.Request) {
 	case matched && !want.Publish && r.Method == http.MethodPost:
 		w.kind = kindPlay
 		g.play(w, r, want.ID)
+		if looker, ok := g.o.Adapter.(adapters.Looker); ok && g.o.Adapter.Traits().IgnoresPLI && sessionOpened(w.status) {
+			looker.Look() // so that a key frame is asked for when the viewer has come
+		}
 	case matched && want.Publish && r.Method == http.MethodPost:
 		w.kind = kindPublish
 		g.open(w, r)

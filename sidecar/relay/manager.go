@@ -141,7 +141,10 @@ type ManagerOptions struct {
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
 	Remember func(context.Context)
 	// Accept says which of a publication's tracks the local server does not take, by a *adapters.CodecError; nil: it takes all.
-	Accept     func([]adapters.Track) error
+	Accept func([]adapters.Track) error
+	// IgnoresPLI is set where the local server does not pass its readers' requests for a key frame on: then one is asked for when
+	// a reader comes.
+	IgnoresPLI bool
 	Pins       catalogue.Names // streams that are carried without viewers
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
@@ -335,6 +338,9 @@ func (m *Manager) Report(streams []adapters.Stream) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
+	if m.o.IgnoresPLI {
+		m.greet(server)
+	}
 	for id, s := range server {
 		if before, ok := m.server[id]; !ok || before.Readers != s.Readers || before.Waiting != s.Waiting {
 			m.touch(id)
