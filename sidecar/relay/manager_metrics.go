@@ -28,6 +28,7 @@ const (
 	endRefused  = "refused"
 	endFailed   = "failed"
 	endUnfit    = "unfit"
+	endYielded  = "yielded"
 
 	endInfeasible = "infeasible"
 
@@ -90,7 +91,7 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 		m.acquires.WithLabelValues(v)
 	}
 	for _, v := range []string{
-		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endUnfit,
+		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded, endUnfit,
 	} {
 		m.ends.WithLabelValues(v)
 	}
