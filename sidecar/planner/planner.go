@@ -127,6 +127,7 @@ const (
 	WhyTurned     Reason = "the parent has turned to another publication"
 	WhyQuiet      Reason = "nothing comes any more, and the parent holds nothing"
 	WhyAvoid      Reason = "every parent failed lately"
+	WhyUnfit      Reason = "the media server here does not take it" // by the caller, who plans for what it takes only
 )
 
 // Decision is what to do for one stream.

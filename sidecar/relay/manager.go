@@ -143,6 +143,11 @@ type ManagerOptions struct {
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
 	Remember func(context.Context)
+	// Accept says which of a publication's tracks the local server does not take, by a *adapters.CodecError; nil: it takes all.
+	Accept func([]adapters.Track) error
+	// IgnoresPLI is set where the local server does not pass its readers' requests for a key frame on: then one is asked for when
+	// a reader comes.
+	IgnoresPLI bool
 	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
 	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
@@ -197,6 +202,8 @@ type entry struct {
 	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
 	failed     int
 	refused    bool // the local server did not take the last relay
+	unfit      unfit
+	told       catalogue.Publication // of which people were told that it cannot be carried here
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
@@ -343,6 +350,9 @@ func (m *Manager) Report(streams []adapters.Stream) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
+	if m.o.IgnoresPLI {
+		m.greet(server)
+	}
 	for id, s := range server {
 		if before, ok := m.server[id]; !ok || before.Readers != s.Readers || before.Waiting != s.Waiting {
 			m.touch(id)
@@ -405,6 +415,8 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 			return nil, resultMissing, adapters.ErrNoStream
 		}
 	}
+	// Where nothing of it is demanded yet, the next plan tells people.
+	refused := m.unfit(state, id, time.Now())
 	e := m.entry(id)
 	e.held++
 	m.touch(id)
@@ -419,8 +431,13 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		defer m.mu.Unlock()
 		unhold()
 	}
-	if e.run.live() {
+	switch {
+	case e.run.live():
 		return release, resultLive, nil
+	case refused != nil:
+		m.turnDown(e, state, refused, time.Now())
+		unhold()
+		return nil, resultUnfit, refused
 	}
 	m.wake()
 	for {
@@ -449,6 +466,9 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		case errors.Is(outcome, ErrFull):
 			unhold()
 			return nil, resultFull, outcome
+		case e.decision.Why == planner.WhyUnfit:
+			unhold()
+			return nil, resultUnfit, outcome
 		default:
 			unhold()
 			return nil, resultMissing, outcome
@@ -599,6 +619,7 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			if m.idle(e, now) {
 				delete(m.entries, id)
 			}
+		case m.turned(e, state, now):
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
@@ -1469,6 +1490,7 @@ func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
 		e.failed++
 		e.refused = true
+		e.refusedCodec(r.publication, err, now)
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
 	} else {
 		e.failed++
@@ -1494,6 +1516,7 @@ const (
 	StateConnecting = "connecting"
 	StateLive       = "live"
 	StateStopping   = "stopping"
+	StateRefused    = "refused" // the local server does not take it
 )
 
 // Status is how one stream stands at this node.
@@ -1533,6 +1556,10 @@ func (m *Manager) Status() []Status {
 			s.State, s.Epoch = StateAsking, d.Epoch
 		case planner.Wait:
 			s.State, s.NextRetry = StateWaiting, d.Until
+		case planner.Nothing:
+			if d.Why == planner.WhyUnfit {
+				s.State = StateRefused
+			}
 		case planner.Run:
 			if now.Before(e.retryAt) {
 				s.State, s.NextRetry = StateRetrying, e.retryAt

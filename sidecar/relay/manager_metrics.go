@@ -15,6 +15,7 @@ const (
 	resultMissing = "missing"
 	resultFull    = "full"
 	resultTimeout = "timeout"
+	resultUnfit   = "unfit"
 
 	endUnwanted = "unwanted"
 	endMoved    = "moved"
@@ -26,6 +27,7 @@ const (
 	endDropped  = "dropped"
 	endRefused  = "refused"
 	endFailed   = "failed"
+	endUnfit    = "unfit"
 	endYielded  = "yielded"
 
 	endInfeasible = "infeasible"
@@ -85,11 +87,11 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 			Name: "sidestream_claim_answers_total", Help: "Claims that this node answered as owner, by answer.",
 		}, []string{"answer"}),
 	}
-	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout} {
+	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout, resultUnfit} {
 		m.acquires.WithLabelValues(v)
 	}
 	for _, v := range []string{
-		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded,
+		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded, endUnfit,
 	} {
 		m.ends.WithLabelValues(v)
 	}

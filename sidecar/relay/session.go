@@ -406,14 +406,11 @@ func (s *Session) publish(ctx context.Context) (*whip.Session, error) {
 func (s *Session) acceptable() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	takes := s.options.Traits.Codecs
+	tracks := make([]adapters.Track, 0, len(s.lanes))
 	for _, l := range s.lanes {
-		known := slices.ContainsFunc(takes, func(mime string) bool { return strings.EqualFold(mime, l.codec.MimeType) })
-		if len(takes) > 0 && !known {
-			return fmt.Errorf("it does not take %s", l.codec.MimeType)
-		}
+		tracks = append(tracks, adapters.Track{Kind: l.kind.String(), MIME: l.codec.MimeType})
 	}
-	return nil
+	return s.options.Traits.Accept(tracks)
 }
 
 func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
@@ -475,7 +472,7 @@ func (s *Session) accepted(pc *webrtc.PeerConnection) error {
 	for _, transceiver := range pc.GetTransceivers() {
 		l := s.laneLocked(transceiver.Kind())
 		if l != nil && !sections[transceiver.Mid()].receives {
-			return fmt.Errorf("it does not take %s", l.codec.MimeType)
+			return &adapters.CodecError{MIME: l.codec.MimeType}
 		}
 	}
 	return nil
