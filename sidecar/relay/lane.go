@@ -73,6 +73,11 @@ type lane struct {
 	flowing bool   // at is set
 	at      uint64 // position in the history of the next packet to send
 	heard   *media.SenderReport
+	spare   *spare // of a second copy; nil: there is none
+
+	// What a spare has filled in up to a number may still come by the current feed.
+	filled   bool
+	filledTo uint16
 
 	seenPacket, seenKeyFrame bool
 
@@ -117,6 +122,8 @@ type feed struct {
 	held    []held // what seems to lie behind it, while that is not sure
 	after   edge   // where the lane ended
 	late    bool   // it came when the source had taken over: its first packet does that for it
+
+	filled atomic.Uint64 // holes of another feed's that this one has filled: packets, or frames
 }
 
 var _ media.Sink = (*feed)(nil)
@@ -193,6 +200,9 @@ func (f *feed) Packet(p *media.Packet) {
 		f.kept = media.NewHistory(historyOf(l.kind))
 	}
 	f.kept.Add(p)
+	if l.spare != nil && l.spare.feed == f {
+		l.spareCameLocked(p)
+	}
 }
 
 // joinLocked lets a feed take over by itself, whose other tracks have done so: at once, or at a key frame. Timestamps go on by
@@ -254,6 +264,9 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	if f.moved && !f.placeLocked(p) {
 		return false
 	}
+	if l.filled && l.hasFilledLocked(p.Header.SequenceNumber) || l.spare != nil && !l.guardLocked(f, p) {
+		return false
+	}
 	l.history.Add(p)
 	l.noteLocked(p)
 	if l.through {
@@ -302,6 +315,9 @@ func (l *lane) noteLocked(p *media.Packet) {
 		l.frameAt = p.Arrival
 	}
 	l.last = edge{sequence: h.SequenceNumber, timestamp: h.Timestamp, marker: h.Marker, ok: true}
+	if l.spare != nil {
+		l.spare.reached(h.Timestamp, p.Arrival, l.codec.ClockRate)
+	}
 }
 
 // placeLocked gives a packet the lane's numbers, and says whether it lies behind the seam.
@@ -581,6 +597,9 @@ func (l *lane) switchLocked(f *feed) {
 	if old := l.current; old != nil {
 		old.done = true
 	}
+	if l.spare != nil {
+		l.spare.held = nil
+	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))
 	}
@@ -647,12 +666,16 @@ func (l *lane) catchUp(ctx context.Context, f *feed) error {
 
 // finish completes the frame in whose middle the lane broke off, of another copy's packets.
 func (l *lane) finish(mime string, broken, whole []media.Packet) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.finishLocked(mime, broken, whole)
+}
+
+func (l *lane) finishLocked(mime string, broken, whole []media.Packet) bool {
 	payloads, ok := media.Rest(mime, broken, whole)
 	if !ok {
 		return false
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := time.Now()
 	for i, payload := range payloads {
 		p, err := media.NewPacket(rtp.Header{

@@ -101,6 +101,8 @@ type Session struct {
 	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
 	changes chan changeRequest
 
+	standbys chan standbyRequest
+
 	mu           sync.Mutex
 	steps        []Step
 	location     string
@@ -110,6 +112,8 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	standby      *standby // nil: there is none
+	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	ended        string
 }
 
@@ -128,6 +132,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		standbys: make(chan standbyRequest), past: make(map[webrtc.RTPCodecType]standbyCounts),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
@@ -592,6 +597,7 @@ type SessionStatus struct {
 	Live     bool              `json:"live"`
 	Source   SourceState       `json:"source"`
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
+	Standby  *StandbyStatus    `json:"standby,omitempty"` // the second copy, where there is or was one
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
 }
@@ -648,5 +654,6 @@ func (s *Session) Status() SessionStatus {
 		}
 		status.Tracks = append(status.Tracks, t)
 	}
+	status.Standby = s.standbyStatusLocked()
 	return status
 }

@@ -49,6 +49,12 @@ var (
 		"RTP packets sent again at the local server's request.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
+	standbyPacketsDesc = prometheus.NewDesc("sidestream_relay_standby_packets_total",
+		"RTP packets received as second copies of streams.", []string{"kind"}, nil)
+	standbyBytesDesc = prometheus.NewDesc("sidestream_relay_standby_bytes_total",
+		"RTP payload bytes received as second copies of streams.", []string{"kind"}, nil)
+	filledDesc = prometheus.NewDesc("sidestream_relay_standby_filled_total",
+		"Holes in a stream that its second copy filled: packets, or runs of frames.", []string{"kind"}, nil)
 )
 
 // NewSessionMetrics makes the metrics and registers them; with a nil Registerer it only makes them.
@@ -85,7 +91,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
-		resentDesc, sendErrorsDesc,
+		resentDesc, sendErrorsDesc, standbyPacketsDesc, standbyBytesDesc, filledDesc,
 	} {
 		descriptions <- d
 	}
@@ -115,6 +121,17 @@ func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 // readLocked adds what a session has carried since it was last read, and says whether it is live.
 func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 	status, before := s.Status(), m.active[s]
+	if status.Standby != nil {
+		for _, t := range status.Standby.Tracks {
+			for description, n := range map[*prometheus.Desc]uint64{
+				standbyPacketsDesc: t.Packets, standbyBytesDesc: t.Bytes, filledDesc: t.Filled,
+			} {
+				counter := trackCounter{description, t.Kind}
+				m.total[counter] += float64(n) - before[counter]
+				before[counter] = float64(n)
+			}
+		}
+	}
 	for _, t := range status.Tracks {
 		for description, n := range map[*prometheus.Desc]uint64{
 			packetsDesc: t.Packets, bytesDesc: t.Bytes, repairedDesc: t.Repaired, nacksDesc: t.NACKs,
