@@ -140,7 +140,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		},
 		NewSource: n.newSource,
 		Remember:  n.file.remember,
-		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Pins:      settings.Relay.Pins, Standby: settings.Relay.Standby, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	n.gateway = gateway.New(gateway.Options{

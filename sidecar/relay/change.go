@@ -57,6 +57,7 @@ const (
 	HowAligned  = "aligned"   // copies of one publication, found alike: no frame need be missing
 	HowKeyFrame = "key frame" // at a key frame of the new one
 	HowClock    = "clock"     // sound alone: where the clocks say
+	HowStandby  = "standby"   // its second copy had been kept
 )
 
 // SourceFlow is how a session's source stands.
