@@ -44,7 +44,7 @@ func (b *second) stop() {
 	}
 }
 
-func (b *second) avoid(_ adapters.StreamID, parent catalogue.NodeID) time.Time {
+func (b *second) avoid(parent catalogue.NodeID) time.Time {
 	if f := b.failures[parent]; f != nil {
 		return f.until
 	}
@@ -68,7 +68,9 @@ func (m *Manager) standBy(ctx context.Context, e *entry, in planner.Input) (star
 	if b.run != nil && b.run.publication == r.publication {
 		plan.Parent = b.run.parent
 	}
-	in.Avoid = b.avoid
+	in.Avoid = func(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
+		return later(m.avoid(stream, parent), b.avoid(parent))
+	}
 	d := planner.Standby(in, e.id, plan)
 	if before := b.decision; d.Action != planner.Run && (d.Why != before.Why || before.Action == planner.Run) {
 		m.o.Logger.Warn("relay has no second copy", "stream", e.id, "parent", r.parent, "why", d.Why)
