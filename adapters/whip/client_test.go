@@ -534,8 +534,11 @@ func TestC6StatusErrorTellsProblemAndRetryAfter(t *testing.T) {
 			Problem{Detail: strings.Repeat("ä", maxText/2)},
 			"409 Conflict: ää",
 		},
-		{"error in JSON", "application/json", `{"status":"error","error":"no stream is available"}`,
-			Problem{Detail: "no stream is available"}, "409 Conflict: no stream is available (retry"},
+		{
+			"error in JSON", "application/json", `{"status":"error","error":"no stream is available"}`,
+			Problem{Detail: "no stream is available"},
+			"409 Conflict: no stream is available (retry",
+		},
 		{"other JSON", "application/json", `{"error":{"code":3}}`, Problem{}, "409 Conflict (retry after 7s)"},
 		{"page", "text/html", "<html>", Problem{}, "409 Conflict (retry after 7s)"},
 	} {

@@ -112,7 +112,7 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
-	standby      *standby // nil: there is none
+	standby      *standby                              // nil: there is none
 	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	ended        string
 }
