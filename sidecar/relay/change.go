@@ -156,8 +156,14 @@ func (u *upstream) feedLocked(kind webrtc.RTPCodecType) *feed {
 // arrived takes a track of the parent's. It runs in the goroutine that reads the parent's connection.
 func (u *upstream) arrived(t *media.Track) media.Sink {
 	s := u.s
+	var spare *feed
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer func() {
+		s.mu.Unlock()
+		if spare != nil { // a lane that flows is not to wait for the session
+			spare.lane.addSpare(spare)
+		}
+	}()
 	if u.initial {
 		s.stepLocked(StepFirstPacket)
 	}
@@ -185,7 +191,7 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 	u.feeds = append(u.feeds, f)
 	switch {
 	case u.second && !u.current:
-		l.addSpare(f)
+		spare = f
 	case l.track.Load() == nil:
 		l.begin(f)
 	case u.current:
@@ -235,7 +241,7 @@ func (s *Session) Change(ctx context.Context, to Source) (how string, err error)
 	return result.how, nil
 }
 
-// Source is how the session's source stands now; the channel is closed when that changes.
+// Source is how the session's source stands now; the channel is closed when that changes, or the state of its second copy.
 func (s *Session) Source() (SourceState, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -249,6 +255,10 @@ func (s *Session) setState(state SourceState) {
 		return
 	}
 	s.state = state
+	s.notifyLocked()
+}
+
+func (s *Session) notifyLocked() {
 	close(s.stateChanged)
 	s.stateChanged = make(chan struct{})
 }

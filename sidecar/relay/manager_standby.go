@@ -93,9 +93,10 @@ func (m *Manager) standBy(ctx context.Context, e *entry, in planner.Input) (star
 		return func() {
 			defer cancel()
 			took, err := m.keep(inner, e.id, session, first, s)
-			m.kept(e, s, took, err)
-			if took {
-				m.succeed(ctx, e, r, s)
+			succeeding, over := context.WithCancel(ctx)
+			defer over()
+			if m.kept(e, r, s, over, took, err) {
+				m.succeed(succeeding, e, r, s)
 			}
 		}
 	}
@@ -141,8 +142,8 @@ func (m *Manager) keep(
 	return session.Standby(ctx, source)
 }
 
-// kept records how a second copy ended.
-func (m *Manager) kept(e *entry, s *run, took bool, err error) {
+// kept records how a second copy ended. It says whether the relay is to go on with its parent, until abort is called.
+func (m *Manager) kept(e *entry, r, s *run, abort context.CancelFunc, took bool, err error) (succeeds bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
@@ -155,55 +156,48 @@ func (m *Manager) kept(e *entry, s *run, took bool, err error) {
 	case took:
 		end = standbyTook
 		b.takeovers++
+		if e.run != r {
+			break
+		}
+		m.blame(e, r, &SessionError{Side: Parent, Step: "relay", Err: errStood})
+		failed := e.failures[r.parent]
+		failed.gone, failed.until = true, later(failed.until, time.Now().Add(goneTime))
+		b.fail(r.parent, r.since) // so that two bad ways do not take turns
+		if succeeds = !r.ending() && !r.moving && !m.ended; succeeds {
+			r.moving, r.next, r.abort = true, s.parent, abort
+		}
 	case b.stopping || errors.Is(err, ErrNotLive):
 		end = standbyUnwanted
 	default:
 		b.lastErr = err
-		f := b.failures[s.parent]
-		if f == nil {
-			f = &failure{backoff: newBackoff(secondAgain, secondMost)}
-			if b.failures == nil {
-				b.failures = map[catalogue.NodeID]*failure{}
-			}
-			b.failures[s.parent] = f
-		}
-		now := time.Now()
-		if now.Sub(s.since) > secondMost {
-			f.backoff.Reset()
-		}
-		f.until = now.Add(f.backoff.NextBackOff())
-		m.o.Logger.Warn("second copy ended", "stream", e.id, "parent", s.parent, "error", err, "parent avoided until", f.until)
+		until := b.fail(s.parent, s.since)
+		m.o.Logger.Warn("second copy ended", "stream", e.id, "parent", s.parent, "error", err, "parent avoided until", until)
 	}
 	m.metrics.standbyEnds.WithLabelValues(end).Inc()
+	return succeeds
+}
+
+// fail makes a parent wait for its next turn to give a second copy. since is when its last turn began.
+func (b *second) fail(parent catalogue.NodeID, since time.Time) (until time.Time) {
+	f := b.failures[parent]
+	if f == nil {
+		f = &failure{backoff: newBackoff(secondAgain, secondMost)}
+		if b.failures == nil {
+			b.failures = map[catalogue.NodeID]*failure{}
+		}
+		b.failures[parent] = f
+	}
+	now := time.Now()
+	if now.Sub(since) > secondMost {
+		f.backoff.Reset()
+	}
+	f.until = now.Add(f.backoff.NextBackOff())
+	return f.until
 }
 
 // succeed makes the parent of a second copy that has taken over the relay's: what flows is from there already. The hold says so when
 // that parent has granted it once more, as to any that is changed to.
 func (m *Manager) succeed(ctx context.Context, e *entry, r, next *run) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	m.mu.Lock()
-	m.blame(e, r, &SessionError{Side: Parent, Step: "relay", Err: errStood})
-	failed := e.failures[r.parent]
-	failed.gone, failed.until = true, later(failed.until, time.Now().Add(goneTime))
-	// So that two bad ways do not take turns.
-	if f := e.second.failures[r.parent]; f != nil {
-		f.until = later(f.until, time.Now().Add(f.backoff.NextBackOff()))
-	} else {
-		if e.second.failures == nil {
-			e.second.failures = map[catalogue.NodeID]*failure{}
-		}
-		f = &failure{backoff: newBackoff(secondAgain, secondMost)}
-		f.until = time.Now().Add(f.backoff.NextBackOff())
-		e.second.failures[r.parent] = f
-	}
-	if e.run != r || r.ending() || r.moving || m.ended {
-		m.mu.Unlock()
-		return
-	}
-	r.moving, r.next, r.abort = true, next.parent, cancel
-	m.mu.Unlock()
-
 	err := m.confirm(ctx, e, next)
 	m.moved(e, r, next, HowStandby, err)
 	if err == nil {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sidestream-dev/sidestream/adapters/media"
 )
 
 // SessionMetrics counts what all sessions of a process carry. Streams are not told apart: their names are without bound.
@@ -19,6 +21,7 @@ type SessionMetrics struct {
 
 	mu     sync.Mutex
 	active map[*Session]map[trackCounter]float64 // what was last read of each
+	tracks map[*Session]map[string]*media.Track  // and by which tracks, by kind
 	total  map[trackCounter]float64              // never falls
 }
 
@@ -79,6 +82,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 			Help: "From the begin of a change of source to media of the new one.", Buckets: buckets,
 		}),
 		active: make(map[*Session]map[trackCounter]float64),
+		tracks: make(map[*Session]map[string]*media.Track),
 		total:  make(map[trackCounter]float64),
 	}
 	if r != nil {
@@ -133,6 +137,16 @@ func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 		}
 	}
 	for _, t := range status.Tracks {
+		// Another source counts from its own begin; what it brought as a second copy has been counted as such.
+		if now := s.sourceOf(t.Kind); now.track != m.tracks[s][t.Kind] {
+			m.tracks[s][t.Kind] = now.track
+			for description, n := range map[*prometheus.Desc]uint64{
+				packetsDesc: now.counts.packets, bytesDesc: now.counts.bytes, lostDesc: now.counts.lost,
+				repairedDesc: 0, nacksDesc: 0, requestsSentDesc: 0,
+			} {
+				before[trackCounter{description, t.Kind}] = float64(n)
+			}
+		}
 		for description, n := range map[*prometheus.Desc]uint64{
 			packetsDesc: t.Packets, bytesDesc: t.Bytes, repairedDesc: t.Repaired, nacksDesc: t.NACKs,
 			lostDesc:         t.Lost + t.Repaired,
@@ -156,7 +170,7 @@ func (m *SessionMetrics) begin(s *Session) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.active[s] = make(map[trackCounter]float64)
+	m.active[s], m.tracks[s] = make(map[trackCounter]float64), make(map[string]*media.Track)
 }
 
 func (m *SessionMetrics) end(s *Session, err error) {
@@ -174,6 +188,7 @@ func (m *SessionMetrics) end(s *Session, err error) {
 	defer m.mu.Unlock()
 	m.readLocked(s)
 	delete(m.active, s)
+	delete(m.tracks, s)
 }
 
 // change counts a change of source that took so long.

@@ -3,10 +3,13 @@ package relay
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/pion/webrtc/v4"
+
+	"github.com/sidestream-dev/sidestream/adapters/media"
 )
 
 // tendInterval is how often a second copy is looked after.
@@ -187,18 +190,18 @@ func (s *Session) leaveLast(ctx context.Context, group *sync.WaitGroup, b *stand
 	s.leave(ctx, group, b, ErrNotLive)
 }
 
-// retire keeps the counts of a second copy that is none any more.
-func (s *Session) retire(b *standby) {
+// retire keeps the counts of a second copy that is none any more, and gives them.
+func (s *Session) retire(b *standby) map[webrtc.RTPCodecType]standbyCounts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.standby != b {
-		return
-	}
-	for kind, counts := range b.countsLocked() {
+	own := b.countsLocked()
+	for kind, counts := range own {
 		counts.add(s.past[kind])
 		s.past[kind] = counts
 	}
 	s.standby = nil
+	s.notifyLocked()
+	return own
 }
 
 func (b *standby) countsLocked() map[webrtc.RTPCodecType]standbyCounts {
@@ -223,7 +226,10 @@ func (s *Session) tend(b *standby, now time.Time, compare bool) (still bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b.aligned = aligned
+	if !maps.Equal(b.aligned, aligned) {
+		b.aligned = aligned
+		s.notifyLocked()
+	}
 	return still
 }
 
@@ -277,8 +283,36 @@ func (s *Session) taken(ctx context.Context, group *sync.WaitGroup, b *standby, 
 		s.leave(ctx, group, b, err)
 		return
 	}
-	s.retire(b)
+	own := s.retire(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range b.upstream.feeds {
+		s.counted[f.lane.kind] = countedTrack{f.track, own[f.lane.kind]}
+	}
 	b.request.result <- standbyResult{took: true}
+}
+
+// countedTrack is a track with what was counted of it when it came as a second copy.
+type countedTrack struct {
+	track  *media.Track
+	counts standbyCounts
+}
+
+// sourceOf is the track that a kind of media comes by now.
+func (s *Session) sourceOf(kind string) countedTrack {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lanes {
+		if l.kind.String() != kind {
+			continue
+		}
+		track := l.track.Load()
+		if c := s.counted[l.kind]; c.track == track {
+			return c
+		}
+		return countedTrack{track: track}
+	}
+	return countedTrack{}
 }
 
 func (s *Session) standbyStatusLocked() *StandbyStatus {
