@@ -114,7 +114,7 @@ type Session struct {
 	changed      []ChangeStatus
 	standby      *standby                              // nil: there is none
 	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
-	counted      map[webrtc.RTPCodecType]countedTrack // the last that took over
+	counted      map[webrtc.RTPCodecType]countedTrack  // the last that took over
 	ended        string
 }
 
@@ -135,7 +135,7 @@ func NewSession(o SessionOptions) *Session {
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
 		standbys: make(chan standbyRequest), past: make(map[webrtc.RTPCodecType]standbyCounts),
 		counted: make(map[webrtc.RTPCodecType]countedTrack),
-		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
+		state:   SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
 

@@ -286,10 +286,11 @@ func (l *lane) mendLocked() {
 		}
 	}
 	if !last.Whole {
-		broken, u := before[last.First:last.First+last.Packets], whole[at]
+		broken, u, newest := before[last.First:last.First+last.Packets], whole[at], l.arrival
 		if !last.Begins || missing(broken) || !u.Whole || !l.finishLocked(mime, broken, after[u.First:u.First+u.Packets]) {
 			return
 		}
+		l.arrival = newest
 	}
 	shift := s.seam.shift
 	for i := whole[at+1].First; i < whole[until].First; i++ {
