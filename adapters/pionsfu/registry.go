@@ -175,6 +175,13 @@ func (r *registry) snapshot() ([]adapters.Stream, <-chan struct{}) {
 	return streams, r.changed
 }
 
+// readersOf is how many viewers a publication has.
+func (r *registry) readersOf(p *publication) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.readers
+}
+
 // touch tells the watchers that something about a stream has changed.
 func (r *registry) touch() {
 	r.mu.Lock()

@@ -49,6 +49,7 @@ type session struct {
 
 	mu       sync.Mutex
 	trickled int
+	events   map[string][]string // subscriptions of a viewer: the events wanted, by id
 
 	connected bool      // the registry's
 	since     time.Time // the registry's
@@ -239,6 +240,7 @@ func (s *session) traffic() (t traffic) {
 			t.nacksIn += stats.NACKs
 			t.plisIn += stats.KeyFrameRequests
 			t.skips += lane.skips.Load()
+			t.switches += lane.switches.Load()
 		}
 	}
 	return t

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/pion/webrtc/v4"
 
@@ -19,6 +21,8 @@ const (
 	// burst is how far back, in packets, a key frame may lie for a viewer to begin with it. More at once would overflow the
 	// receive buffer of an ordinary viewer.
 	burst = 64
+	// lookAgain is how often a viewer's layer is chosen anew.
+	lookAgain = 250 * time.Millisecond
 	// reorder is how long after a beginning, in packets, something older may still come in late.
 	reorder = 2048
 )
@@ -34,11 +38,21 @@ type viewer struct {
 // lane is one track on its way to one viewer. It belongs to the viewer's goroutine.
 type lane struct {
 	feed   *feed
+	mid    string
 	codec  *webrtc.RTPCodecParameters // what the viewer was promised
 	sender *media.Sender
 	out    output // sender, except in tests
 
-	cursor  uint64 // position in the feed's history that comes next
+	layer     *layer
+	choice    atomic.Pointer[string] // the layer that the viewer wants; nil: which is best
+	asked     atomic.Pointer[layer]  // whom its key frame requests go to: layer, or the one that is to be next
+	chosen    time.Time              // when the layers were looked at last
+	next      *layer                 // takes over at a key frame that begins at nextSince or later; nil: none
+	nextSince uint64
+	shift     media.Shift // of the layer's numbers
+	edge      edge        // with simulcast
+
+	cursor  uint64 // position in the layer's history that comes next
 	waiting bool   // for a key frame that begins at since or later
 	since   uint64
 	sent    bool
@@ -48,7 +62,7 @@ type lane struct {
 	source  *source
 	packet  media.Packet
 
-	skips atomic.Uint64
+	skips, switches atomic.Uint64
 }
 
 // output is what a lane sends by.
@@ -82,14 +96,21 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		if err := t.SetCodecPreferences(preferred); err != nil {
 			return fmt.Errorf("prefer %s: %w", taken.MimeType, err)
 		}
-		sender := v.session.conn.NewSender(media.SenderOptions{
+		l := newLane(f, codec)
+		l.mid = t.Mid()
+		options := media.SenderOptions{
 			Kind: f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
-			Extensions: f.extensions, History: f.history, OnKeyFrameRequest: f.RequestKeyFrame,
-		})
-		if _, err := pc.AddTrack(sender); err != nil {
+			Extensions: f.extensions, OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
+		}
+		if len(f.layers) == 1 {
+			options.History = l.layer.history // else what goes out is no layer's, and kept for this viewer alone
+		}
+		l.sender = v.session.conn.NewSender(options)
+		l.out = l.sender
+		if _, err := pc.AddTrack(l.sender); err != nil {
 			return fmt.Errorf("add %s: %w", f.kind, err)
 		}
-		v.lanes = append(v.lanes, &lane{feed: f, codec: codec, sender: sender, out: sender, source: f.source.Load()})
+		v.lanes = append(v.lanes, l)
 	}
 	if len(v.lanes) == 0 || len(unmatched) > 0 {
 		if len(unmatched) == 0 {
@@ -170,10 +191,23 @@ var closed = func() chan struct{} {
 	return c
 }()
 
+// newLane makes a lane that begins with the layer that is best now.
+func newLane(f *feed, codec *webrtc.RTPCodecParameters) *lane {
+	l := &lane{feed: f, codec: codec}
+	l.take(f.layers[max(choose(f.standings(time.Now()), -1, ""), 0)])
+	return l
+}
+
+// take makes a layer the lane's.
+func (l *lane) take(next *layer) {
+	l.layer, l.source, l.report = next, next.source.Load(), nil
+	l.asked.Store(next)
+}
+
 // begin puts the lane at the live edge, or for video at a key frame: one that has just come, else the next, which it
 // asks for.
 func (l *lane) begin() {
-	l.cursor, l.sent = l.feed.history.Head(), false
+	l.cursor, l.sent = l.layer.history.Head(), false
 	if l.feed.kind != webrtc.RTPCodecTypeVideo {
 		return
 	}
@@ -181,13 +215,13 @@ func (l *lane) begin() {
 	if l.findKeyFrame() {
 		return
 	}
-	l.feed.RequestKeyFrame()
+	l.layer.RequestKeyFrame()
 }
 
 // findKeyFrame ends the wait where the newest key frame will do.
 func (l *lane) findKeyFrame() bool {
-	position, ok := l.feed.history.KeyFrame()
-	head := l.feed.history.Head()
+	position, ok := l.layer.history.KeyFrame()
+	head := l.layer.history.Head()
 	if !ok || position < l.since && head-position > burst {
 		l.cursor = head
 		return false
@@ -204,20 +238,23 @@ func (l *lane) pump() (more bool, err error) {
 		}
 		l.codec = now
 	}
-	if now := l.feed.source.Load(); now != l.source {
+	if len(l.feed.layers) > 1 {
+		l.lookAround(time.Now())
+	}
+	if now := l.layer.source.Load(); now != l.source {
 		if l.source != nil {
 			return false, errNewCodec // another SSRC has other timestamps, which a viewer cannot follow
 		}
 		l.source = now
 		if l.waiting {
-			l.feed.RequestKeyFrame()
+			l.layer.RequestKeyFrame()
 		}
 	}
 	if l.waiting && !l.findKeyFrame() {
 		return false, nil
 	}
 	for range batch {
-		switch l.feed.history.At(l.cursor, &l.packet) {
+		switch l.layer.history.At(l.cursor, &l.packet) {
 		case media.Future:
 			l.passReport()
 			return false, nil
@@ -230,9 +267,78 @@ func (l *lane) pump() (more bool, err error) {
 		}
 		l.send()
 		l.cursor++
+		if l.next != nil && l.edge.marker && l.switchOver() {
+			break
+		}
 	}
 	l.passReport()
 	return true, nil
+}
+
+// lookAround decides now and then which layer the viewer is to have, and asks that for a key frame. A layer that has died is
+// left at once, others at the end of a frame.
+func (l *lane) lookAround(now time.Time) {
+	if now.Sub(l.chosen) >= lookAgain {
+		l.chosen = now
+		wanted := ""
+		if choice := l.choice.Load(); choice != nil {
+			wanted = *choice
+		}
+		all := l.feed.standings(now)
+		have := slices.Index(l.feed.layers, l.layer)
+		switch to := l.feed.layers[choose(all, have, wanted)]; {
+		case to == l.layer:
+			l.next = nil
+			l.asked.Store(l.layer)
+		case to != l.next:
+			l.next, l.nextSince = to, to.history.Head()
+			l.asked.Store(to)
+		}
+		if l.next != nil {
+			l.next.RequestKeyFrame()
+		}
+	}
+	if l.next != nil && (l.edge.marker || !l.edge.ok || !l.layer.alive(now)) {
+		l.switchOver()
+	}
+}
+
+// switchOver lets the next layer take over where it has a key frame, and says whether it did.
+func (l *lane) switchOver() bool {
+	next := l.next
+	position, ok := next.history.KeyFrame()
+	if !ok || next.history.At(position, &l.packet) != media.Read {
+		return false
+	}
+	old := next.history.Head()-position > burst
+	if l.edge.ok {
+		old = l.packet.Arrival.Before(l.edge.arrival) // the viewer has seen what it shows
+	}
+	if position < l.nextSince && old {
+		return false
+	}
+	if l.edge.ok {
+		l.shift = l.edge.follow(&l.packet, l.pictures(), l.layer.report.Load(), next.report.Load(), l.shift, l.codec.ClockRate)
+	}
+	l.take(next)
+	l.next = nil
+	l.switches.Add(1)
+	l.cursor, l.waiting, l.sent = position, false, false
+	l.edge.marker = false
+	return true
+}
+
+// pictures are the numbers of pictures in the packet at hand.
+func (l *lane) pictures() media.Pictures { return l.packet.Pictures(l.codec.MimeType, l.descriptor()) }
+
+// descriptor is the id of the dependency descriptor among the publisher's header extensions, 0 for none.
+func (l *lane) descriptor() uint8 {
+	for id, uri := range l.feed.extensions {
+		if uri == media.DependencyDescriptor {
+			return id
+		}
+	}
+	return 0
 }
 
 func (l *lane) send() {
@@ -242,13 +348,29 @@ func (l *lane) send() {
 	} else if l.cursor-l.first < reorder && int16(seq-l.number) < 0 {
 		return // from before the beginning, late
 	}
+	if len(l.feed.layers) > 1 {
+		l.packet.Shift(l.codec.MimeType, l.descriptor(), l.shift)
+		l.note()
+	}
 	l.out.Packet(&l.packet)
+}
+
+// note keeps what another layer must know to go on.
+func (l *lane) note() {
+	h := &l.packet.Header
+	if l.edge.ok && int16(h.SequenceNumber-l.edge.sequence) <= 0 {
+		return
+	}
+	l.edge = edge{
+		sequence: h.SequenceNumber, timestamp: h.Timestamp, pictures: l.pictures(), marker: h.Marker,
+		arrival: l.packet.Arrival, ok: true,
+	}
 }
 
 // passReport hands on the publisher's clocks, when they are news and there is something for them to explain.
 func (l *lane) passReport() {
-	if report := l.feed.report.Load(); report != nil && report != l.report && l.sent {
+	if report := l.layer.report.Load(); report != nil && report != l.report && l.sent {
 		l.report = report
-		l.out.SenderReport(*report)
+		l.out.SenderReport(media.SenderReport{NTP: report.NTP, RTP: report.RTP + l.shift.Timestamp})
 	}
 }

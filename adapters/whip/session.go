@@ -28,11 +28,14 @@ type Session struct {
 	conn     *connection
 	remote   remote
 	location *url.URL
+	answered *url.URL // that gave the answer
 	etag     string
 	trickles bool               // the server takes PATCHes
 	named    []webrtc.ICEServer // came with the answer and are not in the connection
 	bounds   bounds
 	logger   *slog.Logger
+
+	extensions []Link // of the answer
 
 	closing atomic.Bool
 	done    chan struct{}
@@ -138,6 +141,7 @@ func (s *Session) begin(res *response, bodyErr error) error {
 	}
 	s.location = location
 	s.remote.bare = s.remote.bare || downgrades(res.url, location)
+	s.answered, s.extensions = res.url, ParseLinks(res.header)
 	s.etag = res.header.Get("ETag")
 	s.trickles = allowsTrickle(res.header)
 	known := s.conn.pc.GetConfiguration().ICEServers

@@ -32,6 +32,8 @@ const (
 	boundaryPatience = 500 * time.Millisecond
 	// The old source flows where something of it came this recently.
 	flowing = 200 * time.Millisecond
+	// And where they lie further than this from those told by the content of a single frame, that frame is not believed.
+	tailDoubt = 300 * time.Millisecond
 	// Where timestamps told by clocks lie further than this from those told by arrival, the clocks are not believed.
 	clockDoubt = 3 * time.Second
 )
@@ -103,6 +105,7 @@ type upstream struct {
 	// Guarded by the session's mu.
 	feeds   []*feed
 	current bool
+	layer   string // of simulcast that was asked for; "": the parent's choice
 }
 
 func (s *Session) newUpstream(source Source, initial bool) *upstream {
@@ -127,6 +130,7 @@ func (u *upstream) watch(ctx context.Context) {
 	over := make(chan error, 1)
 	var group sync.WaitGroup
 	group.Go(func() { over <- ended(u.session.Wait(inner)) })
+	group.Go(func() { u.chooseLayers(inner) })
 	select {
 	case u.err = <-over:
 	case u.err = <-u.failures:
@@ -639,7 +643,15 @@ func (h *handover) align(ctx context.Context) error {
 				began = time.Now()
 			}
 			codec := f.lane.codec.RTPCodecCapability
-			if found, ok := align(codec.MimeType, codec.ClockRate, f.descriptor, before, after); ok {
+			found, ok := align(codec.MimeType, codec.ClockRate, f.descriptor, before, after)
+			if !ok && f == h.video && !h.flows() {
+				near := func(offset uint32) bool {
+					apart := int32(offset - h.offset(f, before, after))
+					return uint32(max(apart, -apart)) <= ticks(tailDoubt, codec.ClockRate)
+				}
+				found, ok = alignTail(codec.MimeType, codec.ClockRate, f.descriptor, before, after, near)
+			}
+			if ok {
 				h.seams[f] = found
 				if f == h.video {
 					seen = time.Now()
@@ -651,7 +663,7 @@ func (h *handover) align(ctx context.Context) error {
 						whole++
 					}
 				}
-				hopeless = whole > alignUnits
+				hopeless = whole > alignUnits && time.Since(began) > alignTick // what came out of order has come
 			}
 		}
 		patience, sound := alignPatience, soundPatience

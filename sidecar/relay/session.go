@@ -180,7 +180,9 @@ func (s *Session) run(ctx context.Context) error {
 		return err
 	}
 	s.step(StepPlayAnswered)
+	s.mu.Lock()
 	s.upstream = first
+	s.mu.Unlock()
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.supervise(inner, first) })
 	var target *whip.Session
@@ -598,6 +600,7 @@ type SessionStatus struct {
 	Steps    []Step            `json:"steps"`              // in the order they were taken
 	Live     bool              `json:"live"`
 	Source   SourceState       `json:"source"`
+	Layer    string            `json:"layer,omitempty"`   // of simulcast that the parent was asked for; none: its choice
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
 	Standby  *StandbyStatus    `json:"standby,omitempty"` // the second copy, where there is or was one
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
@@ -639,6 +642,9 @@ func (s *Session) Status() SessionStatus {
 	case <-s.live:
 		status.Live = true
 	default:
+	}
+	if s.upstream != nil {
+		status.Layer = s.upstream.layer
 	}
 	for _, l := range s.lanes {
 		t := TrackStatus{Kind: l.kind.String(), Codec: l.codec.MimeType}

@@ -18,6 +18,7 @@ type SessionMetrics struct {
 	live        prometheus.Histogram
 	changes     *prometheus.CounterVec
 	changed     prometheus.Histogram
+	layers      prometheus.Counter
 
 	mu     sync.Mutex
 	active map[*Session]map[trackCounter]float64 // what was last read of each
@@ -81,12 +82,16 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 			Name: "sidestream_relay_source_change_seconds",
 			Help: "From the begin of a change of source to media of the new one.", Buckets: buckets,
 		}),
+		layers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_relay_layer_changes_total",
+			Help: "Times that a parent was asked for another simulcast layer, for what the path can carry.",
+		}),
 		active: make(map[*Session]map[trackCounter]float64),
 		tracks: make(map[*Session]map[string]*media.Track),
 		total:  make(map[trackCounter]float64),
 	}
 	if r != nil {
-		r.MustRegister(m.ends, m.firstPacket, m.live, m.changes, m.changed, m)
+		r.MustRegister(m.ends, m.firstPacket, m.live, m.changes, m.changed, m.layers, m)
 	}
 	return m
 }
@@ -202,6 +207,13 @@ func (m *SessionMetrics) change(how string, took time.Duration, err error) {
 	}
 	m.changes.WithLabelValues(how).Inc()
 	observe(m.changed, took)
+}
+
+// layer counts a parent that was asked for another layer.
+func (m *SessionMetrics) layer() {
+	if m != nil {
+		m.layers.Inc()
+	}
 }
 
 func observe(h prometheus.Histogram, d time.Duration) {

@@ -41,6 +41,7 @@ type hopOptions struct {
 	onPost  func(*http.Request) error
 	options func(*SessionOptions)
 	limits  func(*limits)
+	source  func(*relaytest.Source)
 }
 
 // newHop runs source, sink and session; all are joined when the test ends.
@@ -67,6 +68,9 @@ func newHop(t *testing.T, o hopOptions) *hop {
 		t.Fatal(err)
 	}
 	h.source.Hook(o.onPlay)
+	if o.source != nil {
+		o.source(h.source)
+	}
 	h.sink.Hook(o.onPost)
 	client := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(client.CloseIdleConnections)

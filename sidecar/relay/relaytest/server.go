@@ -34,6 +34,8 @@ type server struct {
 
 	// Hook, if set, is called for each POST before it is answered; an error refuses it.
 	hook func(r *http.Request) error
+	// extensions, if set, are promised to each session, and serve what is below its address.
+	extensions *Extensions
 
 	group    sync.WaitGroup
 	mu       sync.Mutex
@@ -205,6 +207,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 	s.group.Add(1)
 	s.mu.Unlock()
 	defer s.group.Done()
+	if s.extensions != nil && s.extensions.serve(w, r) {
+		return
+	}
 	switch r.Method {
 	case http.MethodPost:
 		s.post(w, r)
@@ -246,6 +251,9 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/sdp")
 	w.Header().Set("Location", location)
+	if s.extensions != nil {
+		s.extensions.promise(w.Header(), location)
+	}
 	w.WriteHeader(http.StatusCreated)
 	_, _ = io.WriteString(w, answer)
 }
