@@ -598,7 +598,7 @@ func (l *lane) switchLocked(f *feed) {
 		old.done = true
 	}
 	if l.spare != nil {
-		l.spare.held = nil
+		l.spare.renew()
 	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))

@@ -14,6 +14,7 @@ const (
 	// A second copy is compared with what goes out this often until it is found alike, and then now and then: a server on its
 	// way may have begun to count anew.
 	spareAgain = 100 * time.Millisecond
+	spareTries = 30 // after so many in vain, no oftener than it is looked at again
 	spareCheck = time.Second
 	spareFresh = 5 * time.Second
 
@@ -40,6 +41,7 @@ type spare struct {
 	seam    seam
 	fits    bool // its header extensions' ids do not mean others at the current feed
 	tried   time.Time
+	tries   int // in vain
 	checked time.Time
 
 	newest uint16 // of its numbers, as it came
@@ -84,6 +86,11 @@ func (l *lane) quieten(quiet bool) {
 		l.spare.quiet = quiet
 		l.flushLocked()
 	}
+}
+
+// renew has the spare compared anew: another feed is the current one. What waits is of the one before.
+func (s *spare) renew() {
+	s.held, s.aligned, s.ahead, s.tries = nil, false, time.Time{}, 0
 }
 
 // reached notes that the lane has come to a timestamp.
@@ -334,7 +341,11 @@ func (l *lane) tend(now time.Time) (aligned, still bool) {
 	}
 	patience := standstill + s.lag*3/2
 	still = s.aligned && !s.ahead.IsZero() && now.Sub(s.ahead) > patience && now.Sub(l.arrival) > patience
-	due := !s.aligned && now.Sub(s.tried) >= spareAgain || s.aligned && !s.seam.exact && now.Sub(s.tried) >= spareFresh
+	again := spareAgain
+	if s.tries > spareTries {
+		again = spareCheck
+	}
+	due := !s.aligned && now.Sub(s.tried) >= again || s.aligned && !s.seam.exact && now.Sub(s.tried) >= spareFresh
 	if s.aligned && s.seam.exact && now.Sub(s.checked) >= spareCheck {
 		s.checked = now
 		s.aligned = l.alikeLocked()
@@ -343,7 +354,7 @@ func (l *lane) tend(now time.Time) (aligned, still bool) {
 	if due {
 		s.tried = now
 	}
-	f, through := s.feed, l.through
+	f, current, through := s.feed, l.current, l.through
 	l.mu.Unlock()
 	if !due || !through || still {
 		return aligned, still
@@ -353,10 +364,11 @@ func (l *lane) tend(now time.Time) (aligned, still bool) {
 	found, ok := align(codec.MimeType, codec.ClockRate, f.descriptor, before, after)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.spare != s || !ok || l.current == nil {
+	if l.spare != s || l.current != current || !ok || current == nil {
+		s.tries++
 		return s.aligned, false
 	}
-	s.aligned, s.seam, s.checked = true, found, now
+	s.aligned, s.seam, s.checked, s.tries = true, found, now, 0
 	s.fits = sameIDs(f.extensions, l.current.extensions)
 	return true, false
 }

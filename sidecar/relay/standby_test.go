@@ -247,3 +247,53 @@ func TestStandbyIsFreed(t *testing.T) {
 		})
 	}
 }
+
+// Sound alone has no frames to stand still, and is not silence where the second copy goes on.
+func TestStandbyAudioOnly(t *testing.T) {
+	t.Parallel()
+	origin, first, second, child := newSFU(t), newSFU(t), newSFU(t), newSFU(t)
+	source, err := relaytest.NewSource(nil, relaytest.Shape{Audio: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	background(t, source.Run)
+	while(t, func(ctx context.Context) error { return source.Publish(ctx, "demo", origin.Ingest("demo")) })
+	newRelay(t, origin, first, nil)
+	newRelay(t, origin, second, nil)
+	subject := newRelay(t, first, child, nil)
+	v := newViewer(t, child)
+	v.await(0, 25)
+	b := subject.standBy(t, second)
+	v.await(0, 25)
+	first.cable.cut.Store(true)
+	b.await(t)
+	v.await(0, 75)
+	if s := v.story(0); !b.took || s.soundMissing > 0 {
+		t.Errorf("took over: %t, %v; %+v", b.took, b.err, s)
+	}
+}
+
+// A first copy's parent that says goodbye is left at once.
+func TestStandbyAfterGoodbye(t *testing.T) {
+	t.Parallel()
+	origin, child := newSFU(t), newSFU(t)
+	first := newRemux(t, 700)
+	publish(t, origin, "h264")
+	newRelay(t, origin, first, nil)
+	subject := newRelay(t, first, child, nil)
+	v := newViewer(t, child)
+	v.await(30, 50)
+	b := subject.standBy(t, origin)
+	v.await(30, 50)
+	first.Vanish()
+	b.await(t)
+	v.await(60, 100)
+	s := v.story(0)
+	t.Logf("%+v\n%+v", s, subject.Status().Changes)
+	if !b.took || s.missing > 0 || s.repeated > 0 || s.back > 0 || s.soundMissing > 0 {
+		t.Errorf("took over: %t, %v; %+v", b.took, b.err, s)
+	}
+	if state, _ := subject.Source(); state.Flow != FlowOn {
+		t.Errorf("source: %+v", state)
+	}
+}
