@@ -206,7 +206,7 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, stream adapters.St
 	if err != nil {
 		return err
 	}
-	session.offer = offer
+	session.offer, session.relayed = offer, publish && r.URL.RawQuery == markRelay
 	answer, err := s.negotiate(r, session, transport, source)
 	if err != nil {
 		s.registry.remove(session)

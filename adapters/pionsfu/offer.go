@@ -217,6 +217,10 @@ func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 	kept := make([]sdp.Attribute, 0, len(m.Attributes)+1)
 	candidates := 0
 	sources := make(map[string]bool)
+	first := firstSource(m)
+	if taken == "sendonly" && len(o.rids) > 0 && m.MediaName.Media == "video" {
+		clear(first) // layers are told by their rid
+	}
 	for _, a := range m.Attributes {
 		switch a.Key {
 		case "sendrecv", "sendonly", "recvonly", "inactive":
@@ -240,6 +244,13 @@ func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 			if sources[id] = true; len(sources) > maxSources {
 				return malformed("Its %s section declares more than %d SSRCs.", m.MediaName.Media, maxSources)
 			}
+			if !first[id] {
+				continue
+			}
+		case "ssrc-group":
+			if ids := strings.Fields(a.Value); len(ids) < 2 || ids[0] == "SIM" || !first[ids[1]] {
+				continue
+			}
 		}
 		kept = append(kept, a)
 	}
@@ -251,6 +262,28 @@ func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 	}
 	m.Attributes = append(kept, sdp.Attribute{Key: taken})
 	return nil
+}
+
+// firstSource are the SSRCs of the first stream that a section declares: it, and what repairs it. The others are further layers,
+// as encoders have it that name the SSRCs of all; pion takes a section with several streams for one of Plan B.
+func firstSource(m *sdp.MediaDescription) map[string]bool {
+	first := make(map[string]bool)
+	for _, a := range m.Attributes {
+		if a.Key == "ssrc" {
+			id, _, _ := strings.Cut(a.Value, " ")
+			first[id] = true
+			break
+		}
+	}
+	for _, a := range m.Attributes {
+		// RFC 5576, section 4.2: the first of the group is what the others repair.
+		if ids := strings.Fields(a.Value); a.Key == "ssrc-group" && len(ids) > 1 && ids[0] != "SIM" && first[ids[1]] {
+			for _, id := range ids[2:] {
+				first[id] = true
+			}
+		}
+	}
+	return first
 }
 
 // checkPayloads makes sure that each payload type is a number and has a codec, so that nobody has to guess later.

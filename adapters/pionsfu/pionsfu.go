@@ -247,7 +247,7 @@ func newMux(sockets []*net.UDPConn) ice.UDPMux {
 	silent := (&logging.DefaultLoggerFactory{Writer: io.Discard}).NewLogger("ice")
 	muxes := make([]ice.UDPMux, 0, len(sockets))
 	for _, socket := range sockets {
-		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: socket, Logger: silent}))
+		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: patient{socket}, Logger: silent}))
 	}
 	return ice.NewMultiUDPMuxDefault(muxes...)
 }

@@ -168,6 +168,7 @@ func (r *registry) snapshot() ([]adapters.Stream, <-chan struct{}) {
 		if s.connected {
 			streams = append(streams, adapters.Stream{
 				ID: id, Session: s.id, Since: s.since, Tracks: s.publication.tracks(), Readers: s.publication.readers,
+				Relayed: s.relayed,
 			})
 		}
 	}

@@ -33,6 +33,7 @@ type session struct {
 	etag    string // names the ICE session (RFC 9725, section 4.3.1)
 	stream  adapters.StreamID
 	publish bool
+	relayed bool // a sidecar publishes it
 
 	publication *publication // of a publisher
 	viewer      *viewer      // of a viewer

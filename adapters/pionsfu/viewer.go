@@ -18,9 +18,13 @@ const (
 	// batch is how many packets of one track go out before the other has its turn, so that a burst of video does not hold
 	// up audio.
 	batch = 32
-	// burst is how far back, in packets, a key frame may lie for a viewer to begin with it. More at once would overflow the
-	// receive buffer of an ordinary viewer.
-	burst = 64
+	// A viewer begins with a key frame that lies no further back than this, and gets what has come since faster than in real
+	// time. Bursts are broken up: more at once would overflow the receive buffer of an ordinary viewer.
+	joinAge      = time.Second
+	joinPackets  = 448 // half a megabyte
+	joinSpeed    = 4
+	burst        = 64
+	burstSpacing = 5 * time.Millisecond
 	// lookAgain is how often a viewer's layer is chosen anew.
 	lookAgain = 250 * time.Millisecond
 	// reorder is how long after a beginning, in packets, something older may still come in late.
@@ -55,6 +59,7 @@ type lane struct {
 	cursor  uint64 // position in the layer's history that comes next
 	waiting bool   // for a key frame that begins at since or later
 	since   uint64
+	join    join
 	sent    bool
 	first   uint64 // position of the last beginning, and its sequence number
 	number  uint16
@@ -156,18 +161,29 @@ func (v *viewer) forward(ctx context.Context) error {
 	}
 	v.source.join(v)
 	defer v.source.leave(v)
+	pace := time.NewTimer(0)
+	defer pace.Stop()
 	for {
 		more := false
+		var due time.Time // of what is held back
 		for _, l := range v.lanes {
 			moved, err := l.pump()
 			if err != nil {
 				return err
 			}
 			more = more || moved
+			if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
+				due = at
+			}
 		}
 		var idle <-chan struct{}
 		if more {
 			idle = closed
+		}
+		var paced <-chan time.Time
+		if !due.IsZero() {
+			pace.Reset(time.Until(due))
+			paced = pace.C
 		}
 		select {
 		case <-v.session.lost.c:
@@ -180,6 +196,7 @@ func (v *viewer) forward(ctx context.Context) error {
 			return ctx.Err()
 		case <-v.wakeup:
 		case <-idle:
+		case <-paced:
 		}
 	}
 }
@@ -220,14 +237,48 @@ func (l *lane) begin() {
 
 // findKeyFrame ends the wait where the newest key frame will do.
 func (l *lane) findKeyFrame() bool {
-	position, ok := l.layer.history.KeyFrame()
-	head := l.layer.history.Head()
-	if !ok || position < l.since && head-position > burst {
+	h := l.layer.history
+	position, ok := h.KeyFrame()
+	head := h.Head()
+	now := time.Now()
+	if ok && position < l.since {
+		ok = head-position <= joinPackets && h.At(position, &l.packet) == media.Read && now.Sub(l.packet.Arrival) <= joinAge
+	}
+	if !ok {
 		l.cursor = head
 		return false
 	}
 	l.cursor, l.waiting = position, false
+	if h.At(position, &l.packet) == media.Read {
+		l.join = join{behind: true, began: now, first: l.packet.Arrival, head: head}
+	}
 	return true
+}
+
+// join is how a viewer catches up with what had come before it did.
+type join struct {
+	behind bool
+	began  time.Time
+	first  time.Time // arrival of the first packet
+	head   uint64    // the position that was to come next when it began
+	sent   int
+	due    time.Time // of the next packet; zero: it is not held back
+}
+
+// hold says whether the packet at a position, which arrived at a time, has to wait, and notes until when.
+func (j *join) hold(position uint64, arrival, now time.Time) bool {
+	due := j.began.Add(max(arrival.Sub(j.first)/joinSpeed, time.Duration(j.sent/burst)*burstSpacing))
+	if position >= j.head && !due.After(now) {
+		*j = join{}
+		return false
+	}
+	if due.After(now) {
+		j.due = due
+		return true
+	}
+	j.sent++
+	j.due = time.Time{}
+	return false
 }
 
 // pump sends what there is, up to a batch, and says whether there may be more.
@@ -264,6 +315,10 @@ func (l *lane) pump() (more bool, err error) {
 			l.out.Splice()
 			l.begin()
 			return !l.waiting, nil
+		}
+		if l.join.behind && l.join.hold(l.cursor, l.packet.Arrival, time.Now()) {
+			l.passReport()
+			return false, nil
 		}
 		l.send()
 		l.cursor++
@@ -310,7 +365,7 @@ func (l *lane) switchOver() bool {
 	if !ok || next.history.At(position, &l.packet) != media.Read {
 		return false
 	}
-	old := next.history.Head()-position > burst
+	old := next.history.Head()-position > joinPackets
 	if l.edge.ok {
 		old = l.packet.Arrival.Before(l.edge.arrival) // the viewer has seen what it shows
 	}
@@ -323,7 +378,7 @@ func (l *lane) switchOver() bool {
 	l.take(next)
 	l.next = nil
 	l.switches.Add(1)
-	l.cursor, l.waiting, l.sent = position, false, false
+	l.cursor, l.waiting, l.sent, l.join = position, false, false, join{}
 	l.edge.marker = false
 	return true
 }

@@ -38,6 +38,7 @@ type Session struct {
 	extensions []Link // of the answer
 
 	closing atomic.Bool
+	gone    atomic.Bool
 	done    chan struct{}
 	err     error // of Close, once done
 }
@@ -112,6 +113,9 @@ func (s *Session) Close(ctx context.Context) error {
 	return s.err
 }
 
+// Gone says whether the server did not know the session any more when it was closed.
+func (s *Session) Gone() bool { return s.gone.Load() }
+
 func (s *Session) delete(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.bounds.request)
 	defer cancel()
@@ -119,7 +123,10 @@ func (s *Session) delete(ctx context.Context) error {
 	switch {
 	case res == nil:
 		return err
-	case res.ok(), res.code == http.StatusNotFound, res.code == http.StatusGone:
+	case res.ok():
+		return nil
+	case res.code == http.StatusNotFound, res.code == http.StatusGone:
+		s.gone.Store(true)
 		return nil
 	}
 	return res.refusal("delete")

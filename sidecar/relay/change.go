@@ -83,6 +83,7 @@ type SourceState struct {
 // ChangeStatus is one change of source, as `explain` shows it.
 type ChangeStatus struct {
 	At    time.Time     `json:"at"`
+	To    string        `json:"to"` // host and port of the new source
 	Took  time.Duration `json:"took"`
 	How   string        `json:"how,omitempty"` // HowAligned, HowKeyFrame or HowClock
 	Error string        `json:"error,omitempty"`
@@ -97,6 +98,7 @@ type upstream struct {
 	initial  bool // of the session's begin
 	second   bool // a second copy, which becomes a source when the first is lost
 	session  *whip.Session
+	conn     *media.Conn
 	arrivals chan struct{} // capacity 1: a track has come
 	failures chan error    // capacity 1: it cannot be gone on with
 	ended    chan struct{} // closed when err is set
@@ -172,9 +174,13 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		s.stepLocked(StepFirstPacket)
 	}
 	known, l := u.feedLocked(t.Kind()), s.laneLocked(t.Kind())
+	flows := s.published && (u.initial || u.current)
 	switch {
 	case known != nil && t.RID() != "":
 		return nil // another simulcast layer: one is relayed
+	case known != nil && flows:
+		// The sender has found that its SSRC was another's too, and taken a new one (RFC 3550, section 8.2), or begun anew.
+		l.renewed.Add(1)
 	case known != nil:
 		u.fail(fmt.Errorf("it began a second %s track", t.Kind()))
 		return nil
@@ -192,13 +198,13 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		u.fail(err)
 		return nil
 	}
-	u.feeds = append(u.feeds, f)
+	u.feeds = append(slices.DeleteFunc(u.feeds, func(other *feed) bool { return other == known }), f)
 	switch {
 	case u.second && !u.current:
 		spare = f
 	case l.track.Load() == nil:
 		l.begin(f)
-	case u.current:
+	case u.current || known != nil:
 		f.late = true
 	}
 	select {
@@ -286,6 +292,8 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	defer grace.Stop()
 	silence := time.NewTimer(silenceMax)
 	defer silence.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	live := s.live
 	var lost error
 	var attempt chan attempted // of the change under way
@@ -318,7 +326,7 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 				if attempt != nil {
 					s.discard(ctx, <-attempt, ErrNotLive)
 				}
-				return &SessionError{Side: Parent, Step: "relay", Err: current.err}
+				return &SessionError{Side: Parent, Step: stepOfEnd(current.err), Err: current.err}
 			}
 			lost = current.err
 			dead := current.session
@@ -370,6 +378,7 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			lost = nil
 			s.mu.Lock()
 			s.upstream = current
+			s.discarded.add(old.conn)
 			s.mu.Unlock()
 			s.setState(SourceState{Flow: FlowOn, Since: time.Now()})
 			a.request.result <- a.result
@@ -390,12 +399,16 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			s.leave(ctx, &group, second, second.why())
 			second, standbys, tending = nil, s.standbys, nil
 		case now := <-tending:
-			if still := s.tend(second, now, attempt == nil); still && live == nil && lost == nil && attempt == nil {
+			if still := s.lookAfter(second, now, attempt == nil); still && live == nil && lost == nil && attempt == nil {
 				takeOver()
 			}
 		case <-grace.C:
 			if attempt == nil {
 				return &SessionError{Side: Parent, Step: "relay", Err: lost}
+			}
+		case <-look.C:
+			if live == nil {
+				s.options.Metrics.look(s)
 			}
 		case <-silence.C:
 			again := silenceMax
@@ -405,6 +418,14 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			silence.Reset(again)
 		}
 	}
+}
+
+// stepOfEnd is what a live relay was doing when its source ended.
+func stepOfEnd(err error) string {
+	if errors.Is(err, ErrCodecDiffers) {
+		return "change codec"
+	}
+	return "relay"
 }
 
 func (s *Session) grace() time.Duration {
@@ -481,6 +502,9 @@ func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRe
 		group.Go(func() { s.close(ctx, Parent, u.session, freeFailed) }) // another source may be waiting for its turn
 	}
 	status := ChangeStatus{At: began, Took: took, How: how}
+	if at := r.source.From.URL; at != nil {
+		status.To = at.Host
+	}
 	if err != nil {
 		status.Error = err.Error()
 		s.logger.Warn("relay keeps its source", "error", err)

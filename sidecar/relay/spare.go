@@ -171,11 +171,11 @@ func (l *lane) guardLocked(f *feed, p *media.Packet) bool {
 	return false
 }
 
-// sendLocked sends a packet that has the lane's numbers.
-func (l *lane) sendLocked(p *media.Packet) {
-	l.history.Add(p)
+// passLocked sends a packet that has the lane's numbers.
+func (l *lane) passLocked(p *media.Packet) {
+	position := l.history.Add(p)
 	l.noteLocked(p)
-	l.out.Packet(p)
+	l.sendLocked(p, position)
 }
 
 // releaseLocked sends what waits and follows the lane's end without a hole.
@@ -197,7 +197,7 @@ func (l *lane) releaseLocked() {
 // sendAgainLocked sends what has waited. The lane is not older for it.
 func (l *lane) sendAgainLocked(p *media.Packet) {
 	newest := l.arrival
-	l.sendLocked(p)
+	l.passLocked(p)
 	l.arrival = newest
 }
 
@@ -237,8 +237,8 @@ func (l *lane) fillLocked(seq uint16) {
 		return
 	}
 	s.packet.Shift(mime, s.feed.descriptor, shift)
-	l.history.Add(&s.packet)
-	l.out.Packet(&s.packet)
+	position := l.history.Add(&s.packet)
+	l.sendLocked(&s.packet, position)
 	s.feed.filled.Add(1)
 	if !l.filled || int16(seq-l.filledTo) > 0 {
 		l.filled, l.filledTo = true, seq

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/pion/webrtc/v4"
-
-	"github.com/sidestream-dev/sidestream/adapters/media"
 )
 
 // tendInterval is how often a second copy is looked after.
@@ -190,18 +188,16 @@ func (s *Session) leaveLast(ctx context.Context, group *sync.WaitGroup, b *stand
 	s.leave(ctx, group, b, ErrNotLive)
 }
 
-// retire keeps the counts of a second copy that is none any more, and gives them.
-func (s *Session) retire(b *standby) map[webrtc.RTPCodecType]standbyCounts {
+// retire keeps the counts of a second copy that is none any more.
+func (s *Session) retire(b *standby) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	own := b.countsLocked()
-	for kind, counts := range own {
+	for kind, counts := range b.countsLocked() {
 		counts.add(s.past[kind])
 		s.past[kind] = counts
 	}
 	s.standby = nil
 	s.notifyLocked()
-	return own
 }
 
 func (b *standby) countsLocked() map[webrtc.RTPCodecType]standbyCounts {
@@ -213,8 +209,8 @@ func (b *standby) countsLocked() map[webrtc.RTPCodecType]standbyCounts {
 	return all
 }
 
-// tend looks after an open second copy, and says whether the first stands still while it goes on.
-func (s *Session) tend(b *standby, now time.Time, compare bool) (still bool) {
+// lookAfter tends an open second copy, and says whether the first stands still while it goes on.
+func (s *Session) lookAfter(b *standby, now time.Time, compare bool) (still bool) {
 	if !b.ready() || !compare {
 		return false
 	}
@@ -283,36 +279,8 @@ func (s *Session) taken(ctx context.Context, group *sync.WaitGroup, b *standby, 
 		s.leave(ctx, group, b, err)
 		return
 	}
-	own := s.retire(b)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, f := range b.upstream.feeds {
-		s.counted[f.lane.kind] = countedTrack{f.track, own[f.lane.kind]}
-	}
+	s.retire(b)
 	b.request.result <- standbyResult{took: true}
-}
-
-// countedTrack is a track with what was counted of it when it came as a second copy.
-type countedTrack struct {
-	track  *media.Track
-	counts standbyCounts
-}
-
-// sourceOf is the track that a kind of media comes by now.
-func (s *Session) sourceOf(kind string) countedTrack {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.lanes {
-		if l.kind.String() != kind {
-			continue
-		}
-		track := l.track.Load()
-		if c := s.counted[l.kind]; c.track == track {
-			return c
-		}
-		return countedTrack{track: track}
-	}
-	return countedTrack{}
 }
 
 func (s *Session) standbyStatusLocked() *StandbyStatus {

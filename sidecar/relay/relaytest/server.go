@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,6 +193,21 @@ func (s *server) Await(ctx context.Context, condition func(opened, deleted int) 
 			return fmt.Errorf("%d sessions opened, %d deleted: %w", opened, deleted, ctx.Err())
 		}
 	}
+}
+
+// AwaitIdle waits until no connection is left, whether or not its session was deleted.
+func (s *server) AwaitIdle(ctx context.Context) error {
+	s.mu.Lock()
+	peers := slices.Collect(maps.Values(s.sessions))
+	s.mu.Unlock()
+	for _, p := range peers {
+		select {
+		case <-p.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("a connection is left: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 func (s *server) changedLocked() {
