@@ -146,7 +146,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		IgnoresPLI: n.adapter.Traits().IgnoresPLI,
 		Accept:     func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
 		Remember:   n.file.remember, Awake: n.mesh.Awake,
-		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Pins: settings.Relay.Pins, Standby: settings.Relay.Standby, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	if n.gateway, err = n.newGateway(target); err != nil {

@@ -118,6 +118,8 @@ type Runner interface {
 	Change(ctx context.Context, to Source) (how string, err error)
 	// Source is how the source stands; the channel is closed when that changes.
 	Source() (SourceState, <-chan struct{})
+	// Standby keeps a second copy beside what flows, until ctx ends, it is lost, or it has become the source, which it says.
+	Standby(ctx context.Context, from Source) (tookOver bool, err error)
 	// Joined says that there are more viewers at the local server than before.
 	Joined()
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
@@ -151,6 +153,7 @@ type ManagerOptions struct {
 	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
 	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
+	Standby    catalogue.Names // streams of which a relay keeps a second copy, by another way; NewSource is required
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
 	FanOut     int             // children that a parent should have for a stream; 0: planner.DefaultFanOut
@@ -198,6 +201,7 @@ type entry struct {
 	claim      planner.Claim
 	asking     bool
 	run        *run // what runs, or is about to end
+	second     second
 	failures   map[catalogue.NodeID]*failure
 	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
 	failed     int
@@ -661,8 +665,10 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			d = planner.Plan(in)[0]
 		}
 		e.decision = d
-		if f := m.apply(ctx, e, state, now); f != nil {
-			start = append(start, f)
+		for _, f := range []func(){m.apply(ctx, e, state, now), m.standBy(ctx, e, in)} {
+			if f != nil {
+				start = append(start, f)
+			}
 		}
 		m.wait(e, now, d.Until)
 		m.wait(e, now, e.retryAt)
@@ -917,7 +923,8 @@ func (m *Manager) idle(e *entry, now time.Time) bool {
 		delete(e.failures, parent)
 	}
 	m.wait(e, now, e.yieldUntil)
-	return e.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) && len(e.failures) == 0
+	return e.run == nil && e.second.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) &&
+		len(e.failures) == 0
 }
 
 func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
@@ -1240,6 +1247,8 @@ func (m *Manager) stop(e *entry, why string) {
 	m.withdraw(e, r)
 	r.stopping = why
 	r.cancel()
+	m.miss(e, false)
+	e.second.stop()
 	m.settle(e, errPending)
 }
 
@@ -1355,8 +1364,8 @@ func (m *Manager) grant(ctx context.Context, stream adapters.StreamID, r *run) (
 	return grant, nil
 }
 
-// accept says why a grant cannot be used.
-func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
+// usable says why a grant cannot be used, whatever this node has told others.
+func (m *Manager) usable(g Grant, r *run) error {
 	switch {
 	case len(g.Path) == 0 || g.Path[len(g.Path)-1] != r.parent:
 		return fmt.Errorf("%w: its path does not end in the parent", errGrant)
@@ -1369,6 +1378,14 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	}
 	if err := m.o.Catalogue.Observe(g.Epoch); err != nil {
 		return fmt.Errorf("%w: %w", errGrant, err)
+	}
+	return nil
+}
+
+// accept says why a grant cannot be used for what is announced.
+func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
+	if err := m.usable(g, r); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -1425,6 +1442,8 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	e.run = nil
 	close(r.over)
 	m.runs--
+	m.miss(e, false)
+	e.second.stop()
 	m.touch(e.id)
 	m.all, m.full = m.all || m.full, false
 	m.publish()
@@ -1533,6 +1552,7 @@ type Status struct {
 	LiveSince time.Time          `json:"liveSince,omitzero"` // when its media flowed first
 	LastError string             `json:"lastError,omitempty"`
 	NextRetry time.Time          `json:"nextRetry,omitzero"`
+	Standby   *SecondStatus      `json:"standby,omitempty"` // where a second copy is wanted
 	Session   *SessionStatus     `json:"session,omitempty"`
 }
 
@@ -1577,6 +1597,7 @@ func (m *Manager) Status() []Status {
 			}
 			session = r.session
 		}
+		s.Standby = e.second.status()
 		list = append(list, s)
 		sessions = append(sessions, session)
 	}

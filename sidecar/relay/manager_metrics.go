@@ -36,6 +36,10 @@ const (
 	claimHeld    = "held"
 	claimSilent  = "silent"
 	claimForeign = "foreign"
+
+	standbyTook     = "took over"
+	standbyFailed   = "failed"
+	standbyUnwanted = "unwanted"
 )
 
 type managerMetrics struct {
@@ -49,6 +53,10 @@ type managerMetrics struct {
 	acquireTime prometheus.Histogram
 	claims      *prometheus.CounterVec
 	answers     *prometheus.CounterVec
+
+	standbys       prometheus.Gauge
+	standbyMissing prometheus.Gauge
+	standbyEnds    *prometheus.CounterVec
 }
 
 // newManagerMetrics registers the metrics; without a registerer they count for nobody.
@@ -56,7 +64,15 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	relays := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "sidestream_relays", Help: "Relays that run at this node, by state.",
 	}, []string{"state"})
+	standbys := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sidestream_relay_standbys", Help: "Second copies of relayed streams: running, or missing.",
+	}, []string{"state"})
 	m := &managerMetrics{
+		standbys:       standbys.WithLabelValues("running"),
+		standbyMissing: standbys.WithLabelValues("missing"),
+		standbyEnds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_relay_standby_ends_total", Help: "Second copies that ended, by reason.",
+		}, []string{"reason"}),
 		connecting: relays.WithLabelValues("connecting"),
 		live:       relays.WithLabelValues("live"),
 		starts: prometheus.NewCounter(prometheus.CounterOpts{
@@ -95,11 +111,15 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	} {
 		m.ends.WithLabelValues(v)
 	}
+	for _, v := range []string{standbyTook, standbyFailed, standbyUnwanted} {
+		m.standbyEnds.WithLabelValues(v)
+	}
 	for _, v := range []string{claimGranted, claimHeld, claimSilent} {
 		m.claims.WithLabelValues(v)
 	}
 	if r != nil {
-		r.MustRegister(relays, m.starts, m.ends, m.losses, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers)
+		r.MustRegister(relays, m.starts, m.ends, m.losses, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers,
+			standbys, m.standbyEnds)
 	}
 	return m
 }

@@ -102,6 +102,8 @@ type Session struct {
 	changes chan changeRequest
 	kick    chan struct{} // wakes tend
 
+	standbys chan standbyRequest
+
 	mu           sync.Mutex
 	steps        []Step
 	location     string
@@ -113,6 +115,8 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	standby      *standby                              // nil: there is none
+	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	joins        joins
 	ended        string
 }
@@ -132,6 +136,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		standbys: make(chan standbyRequest), past: make(map[webrtc.RTPCodecType]standbyCounts),
 		kick:  make(chan struct{}, 1),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
@@ -627,6 +632,7 @@ type SessionStatus struct {
 	Source   SourceState       `json:"source"`
 	Layer    string            `json:"layer,omitempty"`   // of simulcast that the parent was asked for; none: its choice
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
+	Standby  *StandbyStatus    `json:"standby,omitempty"` // the second copy, where there is or was one
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
 
@@ -721,5 +727,6 @@ func (s *Session) status() (SessionStatus, []*lane) {
 		t.Waited, t.GivenUp, t.Filled, t.Paced = o.waited, o.givenUp, o.filled, o.paced
 		status.Tracks = append(status.Tracks, t)
 	}
+	status.Standby = s.standbyStatusLocked()
 	return status, slices.Clone(s.lanes)
 }
