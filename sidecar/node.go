@@ -142,10 +142,9 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		NewSession: func(s relay.Spec) relay.Runner {
 			return n.newSession(s, sessionMetrics)
 		},
-		NewSource:  n.newSource,
-		IgnoresPLI: n.adapter.Traits().IgnoresPLI,
-		Accept:     func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
-		Remember:   n.file.remember, Awake: n.mesh.Awake,
+		NewSource: n.newSource,
+		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
+		Remember:  n.file.remember, Awake: n.mesh.Awake,
 		Pins: settings.Relay.Pins, Standby: settings.Relay.Standby, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})

@@ -147,9 +147,6 @@ type ManagerOptions struct {
 	Remember func(context.Context)
 	// Accept says which of a publication's tracks the local server does not take, by a *adapters.CodecError; nil: it takes all.
 	Accept func([]adapters.Track) error
-	// IgnoresPLI is set where the local server does not pass its readers' requests for a key frame on: then one is asked for when
-	// a reader comes.
-	IgnoresPLI bool
 	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
 	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
@@ -354,9 +351,6 @@ func (m *Manager) Report(streams []adapters.Stream) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wake()
-	if m.o.IgnoresPLI {
-		m.greet(server)
-	}
 	for id, s := range server {
 		if before, ok := m.server[id]; !ok || before.Readers != s.Readers || before.Waiting != s.Waiting {
 			m.touch(id)
