@@ -220,7 +220,7 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	if !t.nack || len(t.losses.missing) == 0 {
 		return nil
 	}
-	t.pairs = t.losses.due(now, t.conn.pathRTT, t.pairs[:0])
+	t.pairs = t.losses.due(now, time.Duration(t.conn.pathRTT.Load()), t.pairs[:0])
 	if len(t.pairs) == 0 {
 		return nil
 	}
