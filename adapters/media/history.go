@@ -5,12 +5,21 @@ import (
 	"time"
 )
 
+const (
+	historyTime    = 1200 * time.Millisecond
+	historyPackets = 8192     // however many come in that time
+	historySpare   = 64 << 10 // bytes for which it is not worth to let go of anything
+)
+
 // History keeps the last packets of one track, in order of arrival, for those who lost them and for those who read
 // behind. One writer and many readers may use it at a time.
 type History struct {
 	mu    sync.RWMutex
 	slots []slot   // a ring: position p is in slots[p % len]
+	first uint64   // position of the oldest packet kept
 	next  uint64   // position of the packet to come
+	size  int      // bytes kept
+	spare [][]byte // buffers of packets that were let go
 	index []uint64 // by sequence number modulo its length: position + 1, 0 for none
 
 	newest   uint16 // sequence number
@@ -30,8 +39,8 @@ type slot struct {
 	keyFrame  bool
 }
 
-// NewHistory makes a history of the given number of packets, rounded up to a power of two. Memory is taken as packets
-// come, for the largest each slot has held.
+// NewHistory makes a history that keeps what came in the last second at least, and up to the given number of packets, rounded
+// up to a power of two, from the newest key frame on. Memory is taken as packets come.
 func NewHistory(packets int) *History {
 	n := 1
 	for n < packets {
@@ -44,10 +53,17 @@ func NewHistory(packets int) *History {
 func (h *History) Add(p *Packet) (position uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.expireLocked(p.Arrival)
 	position = h.next
 	h.next++
 	s := &h.slots[position%uint64(len(h.slots))]
-	s.raw = append(s.raw[:0], p.raw...)
+	var buffer []byte
+	if n := len(h.spare); n > 0 {
+		buffer, h.spare[n-1] = h.spare[n-1][:0], nil
+		h.spare = h.spare[:n-1]
+	}
+	s.raw = append(buffer, p.raw...)
+	h.size += len(s.raw)
 	s.seq, s.stamp = p.Header.SequenceNumber, p.Header.Timestamp
 	s.arrival, s.recovered, s.keyFrame = p.Arrival, p.Recovered, p.KeyFrame
 	// What comes late begins neither a frame nor a key frame newer than the one there is. A number far back is a new source.
@@ -69,9 +85,43 @@ func (h *History) Add(p *Packet) (position uint64) {
 	return position
 }
 
+// expireLocked makes room for a packet: it lets go of what is old, and of what does not fit.
+func (h *History) expireLocked(now time.Time) {
+	for h.first < h.next {
+		oldest := &h.slots[h.first%uint64(len(h.slots))]
+		full := h.next-h.first == uint64(len(h.slots))
+		young := now.Sub(oldest.arrival) < historyTime
+		if full && young && !now.IsZero() && len(h.slots) < historyPackets {
+			h.growLocked()
+			return
+		}
+		wanted := young || h.size <= historySpare || h.keyFrame == h.first+1
+		if wanted && !full {
+			return
+		}
+		h.size -= len(oldest.raw)
+		h.spare = append(h.spare, oldest.raw)
+		oldest.raw = nil
+		h.first++
+	}
+}
+
+// growLocked doubles the ring.
+func (h *History) growLocked() {
+	slots, index := make([]slot, 2*len(h.slots)), make([]uint64, 2*len(h.slots))
+	for position := h.first; position < h.next; position++ {
+		s := h.slotLocked(position + 1)
+		slots[position%uint64(len(slots))] = *s
+		if noted := h.index[int(s.seq)%len(h.index)]; noted == position+1 || !h.keptLocked(noted) || h.slotLocked(noted).seq != s.seq {
+			index[int(s.seq)%len(index)] = position + 1
+		}
+	}
+	h.slots, h.index = slots, index
+}
+
 // keptLocked says whether a position + 1 that was noted is still in the ring.
 func (h *History) keptLocked(noted uint64) bool {
-	return noted != 0 && h.next-(noted-1) <= uint64(len(h.slots))
+	return noted > h.first && noted <= h.next
 }
 
 func (h *History) slotLocked(noted uint64) *slot {
@@ -127,7 +177,7 @@ func (h *History) At(position uint64, p *Packet) Reading {
 	switch {
 	case position >= h.next:
 		return Future
-	case h.next-position > uint64(len(h.slots)):
+	case position < h.first:
 		return Overrun
 	}
 	s := &h.slots[position%uint64(len(h.slots))]
@@ -163,9 +213,8 @@ func (h *History) Has(seq uint16) bool {
 func (h *History) All(packets []Packet) (all []Packet, head uint64) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	first := h.next - min(h.next, uint64(len(h.slots)))
 	all = packets[:0]
-	for position := first; position < h.next; position++ {
+	for position := h.first; position < h.next; position++ {
 		if len(all) < cap(all) {
 			all = all[:len(all)+1]
 		} else {

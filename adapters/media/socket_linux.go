@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	batchPackets  = 16
+	batchPackets  = 8
 	batchBuffer   = 1 << 16 // what the kernel puts together to one (UDP_GRO) is no longer than a datagram can be
 	queuePackets  = 64      // UDP_MAX_SEGMENTS of older kernels
 	queueBytes    = 60_000  // a datagram's bound, with room for the headers
