@@ -43,6 +43,8 @@ type Conn struct {
 	direct  atomic.Pointer[direct]    // nil: there is no short way
 	holds   atomic.Int32              // bursts that keep packets here
 
+	malformed, unknown atomic.Uint64
+
 	rttAsked atomic.Int64 // Unix nanoseconds
 	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
 
@@ -127,6 +129,17 @@ func (c *Conn) Tracks() []*Track {
 	return tracks
 }
 
+// ConnStats counts what came to a connection and was of no use.
+type ConnStats struct {
+	Malformed uint64 // RTP and RTCP packets that could not be read
+	Unknown   uint64 // RTP packets of a source, or of a payload type, that nothing was negotiated for
+}
+
+// Stats counts since the Conn was made.
+func (c *Conn) Stats() ConnStats {
+	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load()}
+}
+
 // RTT is the round trip of the path as ICE measures it; 0 before the first measurement.
 func (c *Conn) RTT() time.Duration {
 	c.mu.Lock()
@@ -166,6 +179,7 @@ func (s *source) receive(raw []byte) {
 	now := time.Now()
 	p := &c.packet
 	if p.parse(raw) != nil {
+		c.malformed.Add(1)
 		return
 	}
 	if !s.resolved {
@@ -178,14 +192,22 @@ func (s *source) receive(raw []byte) {
 		c.recordArrival(s, p, now)
 	}
 	if s.track == nil || s.track.sink == nil {
+		if !s.resolved {
+			c.unknown.Add(1)
+		}
 		return
 	}
 	if s.rtx {
 		payloadType, ok := s.track.repairs(p.Header.PayloadType)
 		if !ok {
+			c.unknown.Add(1)
 			return
 		}
-		if raw, ok = restore(raw, s.track.ssrc, payloadType); !ok || p.parse(raw) != nil {
+		if raw, ok = restore(raw, s.track.ssrc, payloadType); !ok {
+			return
+		}
+		if p.parse(raw) != nil {
+			c.malformed.Add(1)
 			return
 		}
 	}
@@ -382,6 +404,7 @@ func (c *Conn) newTrack(ssrc uint32, rid string, transceiver *webrtc.RTPTranscei
 func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 	packets, err := rtcp.Unmarshal(raw)
 	if err != nil {
+		c.malformed.Add(1)
 		return
 	}
 	// Not where RTP is read: the answer comes from ICE's own loop, which may be waiting for the one who reads its socket.

@@ -6,9 +6,8 @@ import (
 )
 
 const (
-	historyTime    = 1200 * time.Millisecond
-	historyPackets = 8192     // however many come in that time
-	historySpare   = 64 << 10 // bytes for which it is not worth to let go of anything
+	historyTime  = 1200 * time.Millisecond // packets that are older may go
+	historySpare = 64 << 10                // bytes for which it is not worth to let go of anything
 )
 
 // History keeps the last packets of one track, in order of arrival, for those who lost them and for those who read
@@ -28,6 +27,9 @@ type History struct {
 	keyFrame uint64 // position + 1 of the first packet of the newest key frame, 0 for none
 	keyStamp uint32
 	keySeq   uint16
+
+	keep time.Duration // how long a packet should stay, with room for at most so many
+	most int
 }
 
 type slot struct {
@@ -39,14 +41,14 @@ type slot struct {
 	keyFrame  bool
 }
 
-// NewHistory makes a history that keeps what came in the last second at least, and up to the given number of packets, rounded
-// up to a power of two, from the newest key frame on. Memory is taken as packets come.
+// NewHistory makes a history of the given number of packets, rounded up to a power of two: of those, it keeps what came in the
+// last second at least, and from the newest key frame on. Memory is taken as packets come.
 func NewHistory(packets int) *History {
 	n := 1
 	for n < packets {
 		n *= 2
 	}
-	return &History{slots: make([]slot, n), index: make([]uint64, n)}
+	return &History{slots: make([]slot, n), index: make([]uint64, n), keep: historyTime}
 }
 
 // Add stores a copy of a packet and returns its position: positions count up by one from 0.
@@ -83,40 +85,6 @@ func (h *History) Add(p *Packet) (position uint64) {
 		h.keyStamp, h.keySeq, h.keyFrame = s.stamp, s.seq, h.beginLocked(position)+1
 	}
 	return position
-}
-
-// expireLocked makes room for a packet: it lets go of what is old, and of what does not fit.
-func (h *History) expireLocked(now time.Time) {
-	for h.first < h.next {
-		oldest := &h.slots[h.first%uint64(len(h.slots))]
-		full := h.next-h.first == uint64(len(h.slots))
-		young := now.Sub(oldest.arrival) < historyTime
-		if full && young && !now.IsZero() && len(h.slots) < historyPackets {
-			h.growLocked()
-			return
-		}
-		wanted := young || h.size <= historySpare || h.keyFrame == h.first+1
-		if wanted && !full {
-			return
-		}
-		h.size -= len(oldest.raw)
-		h.spare = append(h.spare, oldest.raw)
-		oldest.raw = nil
-		h.first++
-	}
-}
-
-// growLocked doubles the ring.
-func (h *History) growLocked() {
-	slots, index := make([]slot, 2*len(h.slots)), make([]uint64, 2*len(h.slots))
-	for position := h.first; position < h.next; position++ {
-		s := h.slotLocked(position + 1)
-		slots[position%uint64(len(slots))] = *s
-		if noted := h.index[int(s.seq)%len(h.index)]; noted == position+1 || !h.keptLocked(noted) || h.slotLocked(noted).seq != s.seq {
-			index[int(s.seq)%len(index)] = position + 1
-		}
-	}
-	h.slots, h.index = slots, index
 }
 
 // keptLocked says whether a position + 1 that was noted is still in the ring.

@@ -160,6 +160,7 @@ func (c counter) SenderReport(SenderReport) {}
 func TestHistoryKeepsBySeconds(t *testing.T) {
 	for _, perSecond := range []int{50, 300, 3000} {
 		h := NewHistory(512)
+		h.Keep(historyTime, 8192)
 		start := time.Unix(1000, 0)
 		n := 4 * perSecond
 		for i := range n {

@@ -1,0 +1,57 @@
+package media
+
+import "time"
+
+// Keep lets the history grow, up to so many packets, so that what came within a time is still there. Call it before the first
+// Add.
+func (h *History) Keep(d time.Duration, packets int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.keep, h.most = d, packets
+}
+
+// expireLocked makes room for a packet that comes now: it lets go of what is old, grows where it may, and else lets go of what
+// does not fit.
+func (h *History) expireLocked(now time.Time) {
+	for h.first < h.next {
+		oldest := h.slotLocked(h.first + 1)
+		full := h.next-h.first == uint64(len(h.slots))
+		young := now.Sub(oldest.arrival) < h.keep
+		if full && young && len(h.slots) < h.most {
+			h.growLocked()
+			return
+		}
+		// From the newest key frame on it is wanted by who begins.
+		wanted := young || h.size <= historySpare || h.keyFrame == h.first+1
+		if wanted && !full {
+			return
+		}
+		h.size -= len(oldest.raw)
+		h.spare = append(h.spare, oldest.raw)
+		oldest.raw = nil
+		h.first++
+	}
+}
+
+// growLocked doubles the ring.
+func (h *History) growLocked() {
+	n := uint64(len(h.slots))
+	slots := make([]slot, 2*n)
+	h.index = make([]uint64, 2*n)
+	for position := h.first; position < h.next; position++ {
+		s := h.slots[position%n]
+		slots[position%(2*n)] = s
+		noted := &h.index[int(s.seq)%len(h.index)]
+		if *noted == 0 || int16(s.seq-slots[(*noted-1)%(2*n)].seq) >= 0 {
+			*noted = position + 1
+		}
+	}
+	h.slots = slots
+}
+
+// Room is how many packets the history holds at most, as it is now.
+func (h *History) Room() int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return len(h.slots)
+}
