@@ -239,7 +239,7 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	if !t.nack || len(t.losses.missing) == 0 {
 		return nil
 	}
-	t.pathRTT = t.conn.pathRTT
+	t.pathRTT = time.Duration(t.conn.pathRTT.Load())
 	t.pairs = t.losses.due(now, t.pathRTT, t.pairs[:0])
 	if len(t.pairs) == 0 {
 		return nil
