@@ -50,6 +50,7 @@ type Track struct {
 	reported  time.Time
 	reference report
 	jitter    jitter
+	bandwidth estimate
 	heard     SenderReport
 	heardAt   time.Time
 }
@@ -173,6 +174,10 @@ func (t *Track) receive(p *Packet) {
 	t.last = now
 	if !p.Recovered && t.jitter.arrived(p.Header.Timestamp, now, t.codec.ClockRate) {
 		t.jumps++
+	}
+	if !p.Recovered && t.kind == webrtc.RTPCodecTypeVideo {
+		missed := t.losses.lost + t.losses.repaired
+		t.bandwidth.packet(now, p.Header.Timestamp, t.codec.ClockRate, len(p.Payload), missed, t.packets)
 	}
 	p.KeyFrame = t.kind == webrtc.RTPCodecTypeVideo && KeyFrame(codec.MimeType, p.Payload)
 	if p.KeyFrame {
@@ -333,6 +338,10 @@ type TrackStats struct {
 	RequestedPackets uint64 // sequence numbers asked for, repeats included
 	Restarts         uint64 // jumps of the sequence numbers that were taken for a new beginning
 	ClockJumps       uint64 // jumps of the timestamps by more than ten seconds
+	// Bandwidth is how many bits a second the path carries for this track, by what comes, 0 where that is not known: at least so
+	// many, unless Limited is set, where lately more was sent than came through.
+	Bandwidth int64
+	Limited   bool
 }
 
 // Plus adds what an earlier track of the same kind counted. What is not counted stays.
@@ -360,6 +369,7 @@ func (t *Track) Stats() TrackStats {
 		PLIs: t.plis, KeyFrames: t.keyFrames, RoundTrip: t.losses.roundTrip, LastPacket: t.last,
 		RequestedPackets: t.losses.requested, Restarts: t.losses.restarts, ClockJumps: t.jumps,
 	}
+	s.Bandwidth, s.Limited = t.bandwidth.now(time.Now())
 	if s.RoundTrip == 0 {
 		s.RoundTrip = pathRTT
 	}

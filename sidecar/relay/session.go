@@ -653,6 +653,8 @@ type TrackStatus struct {
 	KeyFrames  uint64        `json:"keyFrames"`
 	RTT        time.Duration `json:"rtt"` // to the parent; 0: not known
 	Jitter     time.Duration `json:"jitter"`
+	Bandwidth  int64         `json:"bandwidth,omitempty"`  // bits per second that the path from the parent carries; 0: not known
+	Limited    bool          `json:"limited,omitempty"`    // lately that was less than what was sent
 	Restarts   uint64        `json:"restarts,omitempty"`   // new beginnings of the source's SSRC or sequence numbers
 	ClockJumps uint64        `json:"clockJumps,omitempty"` // jumps of the source's timestamps by more than ten seconds
 	Added      time.Duration `json:"added"`                // time that a packet takes through the relay, smoothed; 0: not known
@@ -683,6 +685,7 @@ func (s *Session) Status() SessionStatus {
 			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
 			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
 			t.RTT, t.Jitter, t.Added = in.RoundTrip, in.Jitter, added
+			t.Bandwidth, t.Limited = in.Bandwidth, in.Limited
 			t.Restarts, t.ClockJumps = t.Restarts+in.Restarts, in.ClockJumps
 		}
 	}
