@@ -49,6 +49,9 @@ var arrows = map[string][]string{
 	// The only one that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
+	// The injector knows Kubernetes, but of the sidecar only its settings.
+	"injector/inject": {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
+
 	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
