@@ -109,7 +109,9 @@ func certificate(life time.Duration, now time.Time) *x509.Certificate {
 	}
 }
 
-func encode(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
 
 // The keys of the Secret, those of type kubernetes.io/tls.
 const (
