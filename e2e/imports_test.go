@@ -51,11 +51,14 @@ var arrows = map[string][]string{
 
 	// The injector knows Kubernetes, but of the sidecar only its settings.
 	"injector/inject": {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
+	"injector/certs":  {"k8s.io/", "github.com/prometheus/"},
+	"injector":        {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
 
 	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
+	"e2e/inject":      nil, // tests only
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
 	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
