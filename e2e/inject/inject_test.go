@@ -90,11 +90,7 @@ func newCluster(t *testing.T, policy admissionregistrationv1.FailurePolicyType) 
 	}
 	b := shared.Bed(t)
 	c := &cluster{T: t, Cluster: b.Cluster("germany"), own: b.Namespace(t)}
-	c.namespace = c.own + "-media"
-	ctx := t.Context()
-	if err := c.AddNamespace(ctx, c.namespace, map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}); err != nil {
-		t.Fatal(err)
-	}
+	c.addNamespace(c.own+"-media", map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
 	c.service = newBalancer(t)
 	c.install(policy)
 	for range 2 {
@@ -102,6 +98,27 @@ func newCluster(t *testing.T, policy admissionregistrationv1.FailurePolicyType) 
 	}
 	c.serve(c.replicas...)
 	return c
+}
+
+// addNamespace adds the one for pods. With the test it goes, and they do.
+func (c *cluster) addNamespace(name string, labels map[string]string) {
+	c.Helper()
+	c.namespace = name
+	if err := c.AddNamespace(c.Context(), name, labels); err != nil {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context()), 10*time.Second)
+		defer cancel()
+		now := metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}
+		if err := errors.Join(
+			c.Client().AppsV1().Deployments(name).DeleteCollection(ctx, now, metav1.ListOptions{}),
+			c.Client().AppsV1().ReplicaSets(name).DeleteCollection(ctx, now, metav1.ListOptions{}),
+			c.Client().CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}),
+			c.Client().CoreV1().Pods(name).DeleteCollection(ctx, now, metav1.ListOptions{})); err != nil {
+			c.Error(err)
+		}
+	})
 }
 
 // install does what the chart does.
@@ -659,6 +676,7 @@ func TestRotationUnderLoad(t *testing.T) {
 // While the webhook is away pods are created without a sidecar. When it is back they are reported, and left alone.
 func TestWebhookAway(t *testing.T) {
 	c := newCluster(t, admissionregistrationv1.Ignore)
+	c.missed(c.replicas[0], 0) // those of other tests have gone
 	for _, r := range c.replicas {
 		r.stop()
 	}
@@ -669,13 +687,7 @@ func TestWebhookAway(t *testing.T) {
 	}
 	r := c.start()
 	c.serve(r)
-	c.until("the pod is counted", func(context.Context) error {
-		n, err := r.metric("sidestream_injector_missed_pods")
-		if err == nil && n != 1 {
-			err = fmt.Errorf("%v pods", n)
-		}
-		return err
-	})
+	c.missed(r, 1)
 	c.event("Pod", pod.Name, "rollout restart")
 	again, err := c.Client().CoreV1().Pods(c.namespace).Get(t.Context(), pod.Name, metav1.GetOptions{})
 	if err != nil || again.UID != pod.UID || again.DeletionTimestamp != nil {
@@ -684,10 +696,16 @@ func TestWebhookAway(t *testing.T) {
 	if err := c.Client().CoreV1().Pods(c.namespace).Delete(t.Context(), pod.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}); err != nil {
 		t.Fatal(err)
 	}
-	c.until("no pod is missed", func(context.Context) error {
+	c.missed(r, 0)
+}
+
+// missed waits until a replica counts so many pods.
+func (c *cluster) missed(r *replica, want float64) {
+	c.Helper()
+	c.until(fmt.Sprintf("%v pods are missed", want), func(context.Context) error {
 		n, err := r.metric("sidestream_injector_missed_pods")
-		if err == nil && n != 0 {
-			err = fmt.Errorf("%v pods", n)
+		if err == nil && n != want {
+			err = fmt.Errorf("%v are", n)
 		}
 		return err
 	})
@@ -696,11 +714,8 @@ func TestWebhookAway(t *testing.T) {
 // On the host's network the ports are the workload's, and declared so that the scheduler keeps two pods apart.
 func TestHostNetwork(t *testing.T) {
 	c := newCluster(t, admissionregistrationv1.Fail)
-	if err := c.AddNamespace(t.Context(), c.own+"-host", nil); err != nil {
-		t.Fatal(err)
-	}
+	c.addNamespace(c.own+"-host", nil)
 	hooks := c.Client().AdmissionregistrationV1().MutatingWebhookConfigurations()
-	c.namespace = c.own + "-host"
 	if _, err := hooks.Apply(t.Context(), c.configuration(admissionregistrationv1.Fail), metav1.ApplyOptions{FieldManager: "helm"}); err != nil {
 		t.Fatal(err)
 	}
