@@ -110,7 +110,7 @@ type Adapter interface {
 	// Egress is where a WHEP offer for the stream goes (draft-ietf-wish-whep).
 	Egress(id StreamID) Endpoint
 	// Match says whether an HTTP request, as a publisher or viewer sends it to the server, opens a publication or a
-	// play, and of which stream. It looks at method, path and header, never at the body.
+	// play, and of which stream. It looks at method, path and header, never at the body. The name may be one that is not valid.
 	Match(r *http.Request) (Request, bool)
 	// Missing says whether the server's answer to a play means that nobody publishes the stream.
 	Missing(status int, header http.Header, body []byte) bool
@@ -125,6 +125,19 @@ type Adapter interface {
 type Looker interface {
 	// Look says that something is about to change at the server. It does not block.
 	Look()
+}
+
+// Observer is implemented by adapters whose server does not tell its streams: they are told what passed the gateway.
+type Observer interface {
+	// Observe takes the full set of publications that were opened through the gateway and are not known to have ended. Session
+	// is the path of each one's Location. It does not block.
+	Observe(seen []Stream)
+}
+
+// Occupier is implemented by adapters whose server does not answer 409 to a publisher of a name that another one publishes.
+type Occupier interface {
+	// Occupied says whether an answer to a publisher means that.
+	Occupied(status int, header http.Header, body []byte) bool
 }
 
 // Ender is implemented by adapters whose server can end a publication.

@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -125,6 +127,13 @@ func start(t *testing.T, env []string, args ...string) *process {
 	return p
 }
 
+// said says whether a text is among the last lines that the process wrote.
+func (p *process) said(text string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.log, func(line string) bool { return strings.Contains(line, text) })
+}
+
 func (p *process) keep(r io.Reader) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		p.mu.Lock()
@@ -170,15 +179,20 @@ func (p *process) interrupt(t *testing.T) {
 // viewer plays a stream until the test ends or stop is called.
 type viewer struct {
 	*player.Player
-	stop func() error // ends the session as it should be, and says how playing went
+	stop func() error    // ends the session as it should be, and says how playing went
+	over <-chan struct{} // closed when playing has ended
 }
 
 func watch(ctx context.Context, t *testing.T, whep string) *viewer {
 	t.Helper()
-	v := &viewer{Player: player.New(newClient())}
+	over := make(chan struct{})
+	v := &viewer{Player: player.New(newClient()), over: over}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	go func() { done <- v.Run(ctx, endpoint(t, whep)) }()
+	go func() {
+		done <- v.Run(ctx, endpoint(t, whep))
+		close(over)
+	}()
 	v.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-done

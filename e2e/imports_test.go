@@ -20,7 +20,8 @@ var arrows = map[string][]string{
 	"adapters/media":       {"github.com/pion/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
-	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
+	"adapters/testframes":  {"github.com/pion/"},
+	"adapters/adaptertest": {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "github.com/pion/", "github.com/google/go-cmp/"},
 	"adapters/poll":        {"adapters"},
 	"adapters/mediamtx":    {"adapters", "adapters/poll"},
 	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
@@ -41,9 +42,12 @@ var arrows = map[string][]string{
 	"sidecar/relay/sim":  {"adapters", "sidecar/catalogue", "sidecar/planner", "sidecar/proto/...", "sidecar/relay", "google.golang.org/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "sidecar/relay/...", "github.com/pion/", "golang.org/x/"},
 	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},
+	"sidecar/bearer":     {"adapters", "sidecar/catalogue", "github.com/golang-jwt/", "github.com/MicahParks/"},
+	"sidecar/iceservers": {"adapters/whip", "github.com/pion/webrtc/", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},
 	"sidecar/console":    nil,
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
+	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
 
 	// The only one that knows Kubernetes.
@@ -59,8 +63,10 @@ var arrows = map[string][]string{
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
 	"e2e/inject":      nil, // tests only
+	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
+	"e2e/soak":        {"adapters", "adapters/media", "adapters/whip", "e2e/player", "sidecar/testsource"},
 	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
 	"e2e/wan":         nil,
 	"e2e/wan/emulate": {"e2e/wan"},

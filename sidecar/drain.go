@@ -14,6 +14,7 @@ func (n *node) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, n.settings.Relay.Drain)
 	defer cancel()
 	n.logger.Info("draining", "within", n.settings.Relay.Drain)
+	n.draining.Store(true)
 	n.mesh.SetDraining(true)
 	for {
 		known, changed := n.known.Snapshot()

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -80,6 +81,7 @@ type node struct {
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
 
 	superseded *supersededMetrics
+	draining   atomic.Bool
 
 	mu       sync.Mutex
 	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
@@ -140,16 +142,13 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 			return n.newSession(s, sessionMetrics)
 		},
 		NewSource: n.newSource,
-		Remember:  n.file.remember,
-		Pins:      settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Remember:  n.file.remember, Awake: n.mesh.Awake,
+		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
-	n.gateway = gateway.New(gateway.Options{
-		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
-		Forward: n.forward, Tokens: n.tokens, PodIP: settings.PodIP, PublicBaseURL: settings.Gateway.PublicURL,
-		TrustedProxies: settings.Gateway.TrustedProxies, HoldTimeout: settings.Gateway.Hold,
-		SessionAge: settings.Gateway.SessionAge, Transport: n.server, Logger: n.logger, Registerer: n.registry,
-	})
+	if n.gateway, err = n.newGateway(target); err != nil {
+		return nil, err
+	}
 	return n, nil
 }
 
@@ -221,7 +220,7 @@ func (n *node) openGeneric() (adapters.Adapter, *url.URL, error) {
 	adapter, err := generic.New(generic.Config{
 		BaseURL: s.URL.String(), Publish: g.Publish, Play: g.Play, Header: header,
 		PublishCredentials: credentials(s, s.Publish), PlayCredentials: credentials(s, s.Play), API: credentials(s, s.API),
-		MissingStatus: g.MissingStatus, MissingBody: g.MissingBody, Inventory: g.Inventory, Query: g.Query,
+		MissingStatus: g.MissingStatus, MissingBody: g.MissingBody, Inventory: g.Inventory, Query: g.Query, Seen: g.Seen,
 		Traits: adapters.Traits{
 			Codecs: g.Codecs, InOrder: g.InOrder, MaxHold: g.MaxHold, FillAudio: g.FillAudio,
 			DropsReadersOnReplace: g.DropsReaders, AcceptsAndWaits: g.Waits, IgnoresPLI: g.IgnoresPLI,
@@ -306,7 +305,7 @@ func (n *node) openMesh() (err error) {
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
-		Flows:   n.flows,
+		Flows: n.flows, Outgrow: n.known.Outgrow, Load: n.load,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
@@ -423,12 +422,31 @@ func (n *node) sweep(ctx context.Context) {
 	}
 }
 
+// endStrays ends what relays of a process before left behind, of which this one remembers nothing: the server has no room for the
+// stream itself until then.
+func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
+	ender, ok := n.adapter.(adapters.Ender)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sweepTime)
+	defer cancel()
+	for _, s := range n.known.Strays(streams) {
+		if err := ender.End(ctx, s); err != nil {
+			n.logger.Warn("publication left behind is not ended", "stream", s.ID, "error", err)
+			continue
+		}
+		n.logger.Info("ended a publication that was left behind", "stream", s.ID)
+	}
+}
+
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
 			n.mesh.SetReady(true)
+			n.endStrays(ctx, streams)
 			n.report(streams)
 		})
 		if ctx.Err() != nil {

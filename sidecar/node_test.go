@@ -71,6 +71,57 @@ func (w *watched) Watch(ctx context.Context, report func([]adapters.Stream)) err
 	return answer(report)
 }
 
+// clearing is a server that ends publications.
+type clearing struct {
+	watched
+	ended []adapters.Stream
+}
+
+func (e *clearing) End(_ context.Context, s adapters.Stream) error {
+	e.ended = append(e.ended, s)
+	return nil
+}
+
+// What a relay of a process before left behind is ended, though nothing is remembered of it; what this process carries is not.
+func TestStraysAreEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := catalogue.New(catalogue.Node{ID: "a", Incarnation: 1, Cluster: "a"})
+		known.Carry("own")
+		server := &clearing{watched: watched{answers: []func(func([]adapters.Stream)) error{
+			func(report func([]adapters.Stream)) error {
+				report([]adapters.Stream{
+					{ID: "left", Session: "1", Relayed: true}, {ID: "own", Session: "2", Relayed: true}, {ID: "show", Session: "3"},
+				})
+				return errors.New("lost")
+			},
+		}}}
+		n := &node{
+			logger: slog.New(slog.DiscardHandler), adapter: server, known: known,
+			relays: relay.NewManager(relay.ManagerOptions{Catalogue: known}),
+			mesh:   mesh.New(mesh.Options{Catalogue: known, Security: mesh.Plaintext()}),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- n.watchServer(ctx) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if d := cmp.Diff([]adapters.Stream{{ID: "left", Session: "1", Relayed: true}}, server.ended); d != "" {
+			t.Error(d)
+		}
+		var announced []adapters.StreamID
+		for _, h := range known.Announcement("b") {
+			announced = append(announced, h.Stream)
+		}
+		if d := cmp.Diff([]adapters.StreamID{"show"}, announced); d != "" {
+			t.Error(d)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
 // What a server that did not run before has is new; what one has that could not be asked before is not known to be. What
 // a server had that does not run any more is gone.
 func TestWatchServer(t *testing.T) {

@@ -101,8 +101,8 @@ func (f stateFile) follow(ctx context.Context, s state, c *catalogue.Catalogue) 
 	var asked chan<- struct{}
 	for {
 		_, changed := c.Snapshot()
-		if record := c.Record(); !reflect.DeepEqual(record, s.Record) {
-			s.Record = record
+		if record, self := c.Record(), c.Self(); !reflect.DeepEqual(record, s.Record) || self.Incarnation != s.Incarnation {
+			s.Record, s.Incarnation = record, self.Incarnation
 			f.write(s)
 		}
 		if asked != nil {

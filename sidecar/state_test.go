@@ -64,10 +64,29 @@ func TestStateOfAnotherKind(t *testing.T) {
 			if s := f.open("pod-1"); s.Node != "pod-1" || s.Incarnation != 1 {
 				t.Errorf("state %+v", s)
 			}
+			if s := f.open("pod-1"); s.Incarnation != 2 {
+				t.Errorf("at the next start %+v", s)
+			}
 			if !strings.Contains(log.String(), "going on without a memory") {
 				t.Errorf("nothing was said: %q", log.String())
 			}
 		})
+	}
+}
+
+// What others remember better is written down.
+func TestStateThatWasOutgrown(t *testing.T) {
+	dir := t.TempDir()
+	f := stateFile{name: filepath.Join(dir, "state.json"), logger: slog.New(slog.DiscardHandler)}
+	s := f.open("a")
+	known := catalogue.New(catalogue.Node{ID: "a", Incarnation: s.Incarnation, Cluster: "a"})
+	known.Outgrow(7)
+	known.Outgrow(3)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = f.follow(ctx, s, known)
+	if s = f.open("a"); s.Incarnation != 9 {
+		t.Errorf("after one that went on as the eighth comes %+v", s)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
+	"github.com/sidestream-dev/sidestream/adapters/testframes"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
@@ -106,8 +107,8 @@ func Run(t *testing.T, h Harness) {
 	t.Run("Orphan", h.testOrphan)
 	t.Run("Duplicate", h.testDuplicate)
 	t.Run("Denied", h.testDenied)
-	for _, c := range videoCodecs {
-		t.Run("Codec"+strings.TrimPrefix(c.mime, "video/"), func(t *testing.T) { h.testCodec(t, c) })
+	for _, c := range testframes.Codecs() {
+		t.Run("Codec"+strings.TrimPrefix(c.MIME, "video/"), func(t *testing.T) { h.testCodec(t, c) })
 	}
 	t.Run("Announced", h.testAnnounced)
 	t.Run("Vanished", func(t *testing.T) { h.testVanished(t, vanished) })

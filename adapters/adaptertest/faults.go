@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
+	"github.com/sidestream-dev/sidestream/adapters/testframes"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
@@ -295,26 +296,26 @@ func (h Harness) testDenied(t *testing.T) {
 }
 
 // testCodec sees that video of a codec passes, where the traits do not say that it does not.
-func (h Harness) testCodec(t *testing.T, c codec) {
+func (h Harness) testCodec(t *testing.T, c testframes.Codec) {
 	accepted := h.Adapter.Traits().Codecs
-	if len(accepted) > 0 && !slices.ContainsFunc(accepted, func(a string) bool { return strings.EqualFold(a, c.mime) }) {
-		h.result(t, c.mime, "not accepted")
+	if len(accepted) > 0 && !slices.ContainsFunc(accepted, func(a string) bool { return strings.EqualFold(a, c.MIME) }) {
+		h.result(t, c.MIME, "not accepted")
 		t.Skip("not accepted, as the traits say")
 	}
 	id := h.NewStream(t)
 	w := h.watch(t)
-	h.PublishCodec(t, id, c.mime).WaitConnected()
+	h.PublishCodec(t, id, c.MIME).WaitConnected()
 	player := h.Play(t, id)
 	player.WaitFrames(50)
 	player.WaitKeyFrames(1)
 	stats := player.Stats()
-	if !strings.EqualFold(stats.Video, c.mime) || stats.Damaged > stats.Frames/10 {
+	if !strings.EqualFold(stats.Video, c.MIME) || stats.Damaged > stats.Frames/10 {
 		t.Errorf("player got %+v", stats)
 	}
-	h.result(t, c.mime, "%d of %d frames whole, the first key frame after %s", stats.Frames, stats.Frames+stats.Damaged,
+	h.result(t, c.MIME, "%d of %d frames whole, the first key frame after %s", stats.Frames, stats.Frames+stats.Damaged,
 		seconds(stats.FirstKey))
 	h.until(w, id, "its video track", func(s adapters.Stream) bool {
-		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return strings.EqualFold(t.MIME, c.mime) })
+		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return strings.EqualFold(t.MIME, c.MIME) })
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/pion/webrtc/v4/pkg/media/samplebuilder"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/testframes"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
@@ -70,7 +71,7 @@ func (h Harness) PublishCodec(t testing.TB, id adapters.StreamID, mime string) *
 
 func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client *whip.Client) (*Publisher, error) {
 	t.Helper()
-	codec, ok := codecOf(mime)
+	codec, ok := testframes.Of(mime)
 	if !ok {
 		t.Fatalf("nobody can make %s here", mime)
 	}
@@ -80,7 +81,7 @@ func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client
 	var sender *webrtc.RTPSender
 	session, err := client.Publish(ctx, ep, func(pc *webrtc.PeerConnection) (err error) {
 		video, err = webrtc.NewTrackLocalStaticSample(webrtc.RTPCodecCapability{
-			MimeType: codec.mime, ClockRate: 90000, SDPFmtpLine: codec.format,
+			MimeType: codec.MIME, ClockRate: 90000, SDPFmtpLine: codec.Format,
 		}, "video", "adaptertest")
 		if err != nil {
 			return err
@@ -101,7 +102,7 @@ func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client
 			sender = transceiver.Sender()
 			if h.OneCodec && track == webrtc.TrackLocal(video) {
 				only := slices.DeleteFunc(sender.GetParameters().Codecs, func(c webrtc.RTPCodecParameters) bool {
-					return !strings.EqualFold(c.MimeType, codec.mime)
+					return !strings.EqualFold(c.MimeType, codec.MIME)
 				})
 				if err := transceiver.SetCodecPreferences(only); err != nil {
 					return err
@@ -121,7 +122,7 @@ func (h Harness) publish(t testing.TB, ep adapters.Endpoint, mime string, client
 	return p, nil
 }
 
-func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalStaticSample, codec codec) {
+func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalStaticSample, codec testframes.Codec) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for n := uint32(0); ; n++ {
@@ -129,7 +130,7 @@ func (p *Publisher) send(ctx context.Context, audio, video *webrtc.TrackLocalSta
 		_ = audio.WriteSample(pionmedia.Sample{Data: binary.BigEndian.AppendUint32([]byte{0xfc}, n), Duration: tick})
 		if n%2 == 0 {
 			key := n/2%keyEvery == 0 || p.keyWish.Swap(false)
-			_ = video.WriteSample(pionmedia.Sample{Data: codec.frame(n/2, key), Duration: 2 * tick})
+			_ = video.WriteSample(pionmedia.Sample{Data: codec.Frame(n/2, key), Duration: 2 * tick})
 		}
 		select {
 		case <-ticker.C:
@@ -259,9 +260,9 @@ func (h Harness) TryPlay(t testing.TB, id adapters.StreamID) (*Player, error) {
 
 func (p *Player) receive(track *webrtc.TrackRemote) {
 	var builder *samplebuilder.SampleBuilder
-	codec, known := codecOf(track.Codec().MimeType)
+	codec, known := testframes.Of(track.Codec().MimeType)
 	if known {
-		builder = samplebuilder.New(reorderMax, codec.depacketizer(), 90000)
+		builder = samplebuilder.New(reorderMax, codec.Depacketizer(), 90000)
 	}
 	p.count(func(s *PlayerStats) {
 		if track.Kind() == webrtc.RTPCodecTypeVideo {
@@ -284,10 +285,10 @@ func (p *Player) receive(track *webrtc.TrackRemote) {
 	}
 }
 
-func (p *Player) assemble(codec codec, builder *samplebuilder.SampleBuilder, packet *rtp.Packet) {
+func (p *Player) assemble(codec testframes.Codec, builder *samplebuilder.SampleBuilder, packet *rtp.Packet) {
 	builder.Push(packet)
 	for sample := builder.Pop(); sample != nil; sample = builder.Pop() {
-		_, key, whole := codec.check(sample.Data)
+		_, key, whole := codec.Check(sample.Data)
 		p.count(func(s *PlayerStats) {
 			switch {
 			case !whole:

@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -44,8 +46,12 @@ type Config struct {
 	// streams (see Stream). Empty: the server's own streams are not known.
 	Inventory string
 	Query     string
-	Traits    adapters.Traits
-	HTTP      *http.Client // for the inventory; nil: one of its own
+	// Seen takes the publications that the adapter is told to have passed the gateway for the server's, where there is no
+	// Inventory. That they have ended is known by what passes the gateway, too, and by GET on their URLs where the server
+	// answers that: a publisher that vanishes may stay.
+	Seen   bool
+	Traits adapters.Traits
+	HTTP   *http.Client // for the inventory; nil: one of its own
 }
 
 // Adapter knows a server by its Config. It implements adapters.Adapter and adapters.Looker.
@@ -58,11 +64,17 @@ type Adapter struct {
 	inventory     *url.URL
 	query         *query
 	client        *http.Client
+
+	mu   sync.Mutex
+	seen []adapters.Stream
+	down time.Time // when the server did not answer last: what it had before is gone
 }
 
 var (
 	_ adapters.Adapter = (*Adapter)(nil)
 	_ adapters.Looker  = (*Adapter)(nil)
+
+	_ adapters.Observer = (*Adapter)(nil)
 )
 
 // New makes an Adapter; it does not speak to the server yet.
@@ -84,6 +96,9 @@ func New(c Config) (*Adapter, error) {
 	}
 	if a.play, err = newTemplate(c.Play); err != nil {
 		return nil, fmt.Errorf("path to play: %w", err)
+	}
+	if c.Seen && c.Inventory != "" {
+		return nil, errors.New("what the gateway saw does not count where there is an inventory")
 	}
 	if c.Inventory != "" {
 		if a.inventory, err = base.Parse(c.Inventory); err != nil {
@@ -160,8 +175,7 @@ func (a *Adapter) Match(r *http.Request) (adapters.Request, bool) {
 			return adapters.Request{}, false
 		}
 	}
-	id := adapters.StreamID(name)
-	return adapters.Request{ID: id, Publish: publish}, id.Validate() == nil
+	return adapters.Request{ID: adapters.StreamID(name), Publish: publish}, true
 }
 
 // Missing implements adapters.Adapter.
@@ -169,7 +183,8 @@ func (a *Adapter) Missing(status int, _ http.Header, body []byte) bool {
 	return slices.Contains(a.config.MissingStatus, status) && strings.Contains(string(body), a.config.MissingBody)
 }
 
-// Watch implements adapters.Adapter. Without an inventory it sees only whether the server is there, and reports no streams.
+// Watch implements adapters.Adapter. Without an inventory it sees only whether the server is there, and reports no streams but
+// those that the gateway saw, where these count.
 func (a *Adapter) Watch(ctx context.Context, report func([]adapters.Stream)) error {
 	list, host := a.list, a.base.Host
 	if a.inventory == nil {
@@ -183,13 +198,31 @@ func (a *Adapter) Watch(ctx context.Context, report func([]adapters.Stream)) err
 	return ctx.Err()
 }
 
+// Observe implements adapters.Observer.
+func (a *Adapter) Observe(seen []adapters.Stream) {
+	a.mu.Lock()
+	a.seen = seen
+	a.mu.Unlock()
+	if a.config.Seen {
+		a.Look()
+	}
+}
+
 // knock is list for servers that do not tell their streams. Whatever HTTP answer comes is fine.
 func (a *Adapter) knock(ctx context.Context) ([]adapters.Stream, error) {
 	response, err := a.do(ctx, http.MethodOptions, a.base.JoinPath("/"))
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			a.down = time.Now()
+		}
 		return nil, err
 	}
-	return nil, response.Body.Close()
+	if err := response.Body.Close(); err != nil || !a.config.Seen {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(a.seen), func(s adapters.Stream) bool { return s.Since.Before(a.down) }), nil
 }
 
 func (a *Adapter) list(ctx context.Context) ([]adapters.Stream, error) {

@@ -212,8 +212,7 @@ func (a *Adapter) Match(r *http.Request) (adapters.Request, bool) {
 			return adapters.Request{}, false
 		}
 	}
-	id := adapters.StreamID(name)
-	return adapters.Request{ID: id, Publish: publish}, id.Validate() == nil
+	return adapters.Request{ID: adapters.StreamID(name), Publish: publish}, true
 }
 
 // Missing implements adapters.Adapter: to a play, the façade answers 409 for no other reason.

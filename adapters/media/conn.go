@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/interceptor"
@@ -37,6 +38,8 @@ type Conn struct {
 	tracks  map[uint32]*Track    // by SSRC; owned by the reading goroutine, read by others under mu
 	senders map[uint32]*Sender
 	sources int
+
+	malformed, unknown atomic.Uint64
 
 	// What follows belongs to the goroutine that reads RTP.
 	recorder  *twcc.Recorder
@@ -97,6 +100,17 @@ func (c *Conn) Tracks() []*Track {
 	return tracks
 }
 
+// ConnStats counts what came to a connection and was of no use.
+type ConnStats struct {
+	Malformed uint64 // RTP and RTCP packets that could not be read
+	Unknown   uint64 // RTP packets of a source, or of a payload type, that nothing was negotiated for
+}
+
+// Stats counts since the Conn was made.
+func (c *Conn) Stats() ConnStats {
+	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load()}
+}
+
 // RTT is the round trip of the path as ICE measures it; 0 before the first measurement.
 func (c *Conn) RTT() time.Duration {
 	c.mu.Lock()
@@ -136,6 +150,7 @@ func (s *source) receive(raw []byte) {
 	now := time.Now()
 	p := &c.packet
 	if p.parse(raw) != nil {
+		c.malformed.Add(1)
 		return
 	}
 	if !s.resolved {
@@ -148,14 +163,22 @@ func (s *source) receive(raw []byte) {
 		c.recordArrival(s, p, now)
 	}
 	if s.track == nil || s.track.sink == nil {
+		if !s.resolved {
+			c.unknown.Add(1)
+		}
 		return
 	}
 	if s.rtx {
 		payloadType, ok := s.track.repairs(p.Header.PayloadType)
 		if !ok {
+			c.unknown.Add(1)
 			return
 		}
-		if raw, ok = restore(raw, s.track.ssrc, payloadType); !ok || p.parse(raw) != nil {
+		if raw, ok = restore(raw, s.track.ssrc, payloadType); !ok {
+			return
+		}
+		if p.parse(raw) != nil {
+			c.malformed.Add(1)
 			return
 		}
 	}
@@ -356,6 +379,7 @@ func (c *Conn) newTrack(ssrc uint32, rid string, transceiver *webrtc.RTPTranscei
 func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 	packets, err := rtcp.Unmarshal(raw)
 	if err != nil {
+		c.malformed.Add(1)
 		return
 	}
 	c.mu.Lock()

@@ -19,6 +19,9 @@ type History struct {
 	keyFrame uint64 // position + 1 of the first packet of the newest key frame, 0 for none
 	keyStamp uint32
 	keySeq   uint16
+
+	keep time.Duration // how long a packet should stay, with room for at most so many
+	most int
 }
 
 type slot struct {
@@ -44,6 +47,7 @@ func NewHistory(packets int) *History {
 func (h *History) Add(p *Packet) (position uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.growLocked(p.Arrival)
 	position = h.next
 	h.next++
 	s := &h.slots[position%uint64(len(h.slots))]

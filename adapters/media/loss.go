@@ -17,6 +17,11 @@ const (
 	seenWords   = seenWindow / 64
 	headroom    = 1 << 16 // a cycle below the first number, so that what comes out of order right at the start has one
 	maxPairs    = 64      // packet id and bitmask pairs in one NACK: 17 packets each at best
+
+	// What is asked for once more is paid for by what comes, one packet in so many: where answers do not come because there is
+	// too much on the way already, or come later than they ever did, asking must not make it more.
+	retryPrice = 8
+	maxCredit  = 128 * retryPrice
 )
 
 // losses follows the sequence numbers of one track: which packets are new, which are missing, and which of those to ask
@@ -31,8 +36,11 @@ type losses struct {
 	before   uint64 // packets expected until then
 	received uint64 // in all, without duplicates
 
-	lost, repaired, requested, duplicates uint64
-	roundTrip                             time.Duration // smoothed, from request to repair
+	credit int // packets that have come and not paid for a request yet
+
+	lost, repaired, requested, duplicates, restarts uint64
+
+	roundTrip time.Duration // smoothed, from request to repair
 }
 
 type missing struct {
@@ -55,6 +63,7 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 		if retransmission {
 			return false
 		}
+		l.restarts++
 		l.begin(seq)
 		return true
 	case delta > 0:
@@ -68,6 +77,7 @@ func (l *losses) arrived(seq uint16, now time.Time, retransmission bool) (fresh 
 		l.highest += uint64(delta)
 		l.mark(l.highest)
 		l.received++
+		l.credit = min(l.credit+1, maxCredit)
 		return true
 	default:
 		s := l.highest - uint64(-delta)
@@ -100,6 +110,7 @@ func (l *losses) begin(seq uint16) {
 	l.before = l.expected()
 	l.started, l.highest = true, headroom|uint64(seq)
 	l.base = l.highest
+	l.credit = maxCredit
 	l.received++
 	l.missing = l.missing[:0]
 	clear(l.seen[:])
@@ -144,8 +155,10 @@ func (l *losses) due(now time.Time, rtt time.Duration, pairs []rtcp.NackPair) []
 		if m.requests >= maxRequests || now.Sub(m.since) > giveUpAfter || l.highest-m.seq >= seenWindow {
 			continue // it stays lost
 		}
-		if (m.requests == 0 || now.Sub(m.asked) >= wait*time.Duration(m.requests)) && len(pairs) <= maxPairs {
+		price := min(m.requests, 1) * retryPrice
+		if (m.requests == 0 || now.Sub(m.asked) >= wait*time.Duration(m.requests)) && len(pairs) <= maxPairs && price <= l.credit {
 			if grown := appendPair(pairs, uint16(m.seq)); len(grown) <= maxPairs {
+				l.credit -= price
 				pairs = grown
 				m.asked = now
 				m.requests++

@@ -290,7 +290,7 @@ func (s *Sender) fillLocked(p *Packet, seq uint16) {
 // that audio and video stay in step after any number of hops.
 func (s *Sender) SenderReport(r SenderReport) {
 	s.mu.Lock()
-	if s.writer == nil || s.stats.Packets == 0 {
+	if s.writer == nil {
 		s.mu.Unlock()
 		return
 	}

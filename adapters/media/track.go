@@ -30,11 +30,13 @@ type Track struct {
 	payloadType uint8
 	losses      losses
 	pairs       []rtcp.NackPair
+	pathRTT     time.Duration // the connection's, when it was last needed
 	packets     uint64
 	bytes       uint64
 	nacks       uint64
 	plis        uint64
 	keyFrames   uint64
+	jumps       uint64
 	keyStamp    uint32 // RTP timestamp of the last one
 	last        time.Time
 
@@ -143,6 +145,9 @@ func (t *Track) receive(p *Packet) {
 	codec, known := t.codecOfLocked(p.Header.PayloadType)
 	if !fresh || !known {
 		t.mu.Unlock()
+		if !known {
+			t.conn.unknown.Add(1)
+		}
 		return
 	}
 	// A publisher may change its codec. What comes late, from before the change, does not change it back.
@@ -152,8 +157,8 @@ func (t *Track) receive(p *Packet) {
 	t.packets++
 	t.bytes += uint64(len(p.Payload))
 	t.last = now
-	if !p.Recovered {
-		t.jitter.arrived(p.Header.Timestamp, now, t.codec.ClockRate)
+	if !p.Recovered && t.jitter.arrived(p.Header.Timestamp, now, t.codec.ClockRate) {
+		t.jumps++
 	}
 	p.KeyFrame = t.kind == webrtc.RTPCodecTypeVideo && KeyFrame(codec.MimeType, p.Payload)
 	if p.KeyFrame {
@@ -220,7 +225,8 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	if !t.nack || len(t.losses.missing) == 0 {
 		return nil
 	}
-	t.pairs = t.losses.due(now, t.conn.pathRTT, t.pairs[:0])
+	t.pathRTT = t.conn.pathRTT
+	t.pairs = t.losses.due(now, t.pathRTT, t.pairs[:0])
 	if len(t.pairs) == 0 {
 		return nil
 	}
@@ -228,6 +234,13 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	return &rtcp.TransportLayerNack{
 		SenderSSRC: receiverSender, MediaSSRC: t.ssrc, Nacks: append([]rtcp.NackPair(nil), t.pairs...),
 	}
+}
+
+// RoundTrip is the time that the answer to a request takes, as far as that is known: 0 before the first loss.
+func (t *Track) RoundTrip() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(t.losses.roundTrip, t.pathRTT)
 }
 
 func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
@@ -267,22 +280,25 @@ func (t *Track) receiveReport(r *rtcp.SenderReport) {
 	}
 }
 
-func (j *jitter) arrived(timestamp uint32, now time.Time, clock uint32) {
+// arrived takes the next packet's timestamp, and says whether the publisher's clock jumped.
+func (j *jitter) arrived(timestamp uint32, now time.Time, clock uint32) (jumped bool) {
 	// Only differences count, so any zero will do, as long as the product fits.
 	at := int64(uint32(now.UnixMicro()/1000*int64(clock)/1000 + now.UnixMicro()%1000*int64(clock)/1e6))
 	transit := int64(int32(uint32(at) - timestamp))
 	if !j.started {
 		j.started, j.transit = true, transit
-		return
+		return false
 	}
 	d := transit - j.transit
 	j.transit = transit
 	if d < 0 {
 		d = -d
 	}
-	if d < int64(clock)*10 { // a jump of the publisher's clock is not jitter
-		j.value += d - (j.value+jitterFactor/2)/jitterFactor
+	if d >= int64(clock)*10 { // a jump of the publisher's clock is not jitter
+		return true
 	}
+	j.value += d - (j.value+jitterFactor/2)/jitterFactor
+	return false
 }
 
 // TrackStats counts since the track began.
@@ -297,6 +313,23 @@ type TrackStats struct {
 	RoundTrip        time.Duration // of the path: from loss to repair where that was seen, else as ICE measures; 0: unknown
 	LastPacket       time.Time
 	RequestedPackets uint64 // sequence numbers asked for, repeats included
+	Restarts         uint64 // jumps of the sequence numbers that were taken for a new beginning
+	ClockJumps       uint64 // jumps of the timestamps by more than ten seconds
+}
+
+// Plus adds what an earlier track of the same kind counted. What is not counted stays.
+func (s TrackStats) Plus(earlier TrackStats) TrackStats {
+	s.Packets += earlier.Packets
+	s.Bytes += earlier.Bytes
+	s.Lost += earlier.Lost
+	s.Repaired += earlier.Repaired
+	s.NACKs += earlier.NACKs
+	s.PLIs += earlier.PLIs
+	s.KeyFrames += earlier.KeyFrames
+	s.RequestedPackets += earlier.RequestedPackets
+	s.Restarts += earlier.Restarts
+	s.ClockJumps += earlier.ClockJumps
+	return s
 }
 
 // Stats counts what has come in.
@@ -307,7 +340,7 @@ func (t *Track) Stats() TrackStats {
 	s := TrackStats{
 		Packets: t.packets, Bytes: t.bytes, Lost: t.losses.lost, Repaired: t.losses.repaired, NACKs: t.nacks,
 		PLIs: t.plis, KeyFrames: t.keyFrames, RoundTrip: t.losses.roundTrip, LastPacket: t.last,
-		RequestedPackets: t.losses.requested,
+		RequestedPackets: t.losses.requested, Restarts: t.losses.restarts, ClockJumps: t.jumps,
 	}
 	if s.RoundTrip == 0 {
 		s.RoundTrip = pathRTT

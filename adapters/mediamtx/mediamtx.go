@@ -67,6 +67,8 @@ var (
 	_ adapters.Adapter = (*Adapter)(nil)
 	_ adapters.Ender   = (*Adapter)(nil)
 	_ adapters.Looker  = (*Adapter)(nil)
+
+	_ adapters.Occupier = (*Adapter)(nil)
 )
 
 // New makes an Adapter; it does not speak to the server yet.
@@ -150,8 +152,7 @@ func (a *Adapter) Match(r *http.Request) (adapters.Request, bool) {
 			return adapters.Request{}, false
 		}
 	}
-	id := adapters.StreamID(name)
-	return adapters.Request{ID: id, Publish: publish}, id.Validate() == nil
+	return adapters.Request{ID: adapters.StreamID(name), Publish: publish}, true
 }
 
 // Missing implements adapters.Adapter. MediaMTX answers 404 also where a path is not configured or a session unknown: its
@@ -163,6 +164,11 @@ func (a *Adapter) Missing(status int, _ http.Header, body []byte) bool {
 	words := refusalOf(body)
 	return strings.HasPrefix(words, "no stream is available on path") || // since v1.12
 		strings.HasPrefix(words, "no one is publishing to path")
+}
+
+// Occupied implements adapters.Occupier: where overridePublisher is off, MediaMTX refuses a second publisher in words only.
+func (a *Adapter) Occupied(status int, _ http.Header, body []byte) bool {
+	return status >= 400 && strings.HasPrefix(refusalOf(body), "someone is already publishing to path")
 }
 
 func refusalOf(body []byte) string {

@@ -390,9 +390,12 @@ func TestMatch(t *testing.T) {
 		"/base/a/whip/whep":                           {ID: "a/whip"},
 		"/base/a%252Fb/whep":                          {ID: "a%2Fb"},
 		"/base/" + strings.Repeat("x", 255) + "/whep": {ID: adapters.StreamID(strings.Repeat("x", 255))},
-		"/base/whip":                                  {}, "/base//whip": {}, "/base/../x/whip": {}, "/base/a/whip/": {}, "/base/a//whip": {},
-		"/a/whip": {}, "/base/a/whip/0b9e": {}, "/base/a/publish": {}, "/base/a/": {}, "/base/a%00/whip": {},
-		"/base/" + strings.Repeat("x", 1000) + "/whep": {},
+		"/base/whip":                                  {}, "/base/a/whip/": {},
+		"/a/whip": {}, "/base/a/whip/0b9e": {}, "/base/a/publish": {}, "/base/a/": {},
+		// What no stream can be called is for the gateway to refuse.
+		"/base/../x/whip": {ID: "../x", Publish: true}, "/base/a//whip": {ID: "a/", Publish: true},
+		"/base/a%00/whip": {ID: "a\x00", Publish: true},
+		"/base/" + strings.Repeat("x", 1000) + "/whep": {ID: adapters.StreamID(strings.Repeat("x", 1000))},
 	} {
 		u, err := url.ParseRequestURI(at)
 		if err != nil {
@@ -401,6 +404,20 @@ func TestMatch(t *testing.T) {
 		got, ok := a.Match(&http.Request{Method: http.MethodPost, URL: u})
 		if ok != (want.ID != "") || ok && got != want {
 			t.Errorf("POST %s: %+v, %t; want %+v", at, got, ok, want)
+		}
+	}
+}
+
+func TestOccupied(t *testing.T) {
+	a, err := New(Config{BaseURL: "http://a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for body, want := range map[string]bool{
+		`{"error":"someone is already publishing to path 'x'"}`: true, `{"error":"invalid SDP"}`: false, "<html>": false, "": false,
+	} {
+		if got := a.Occupied(http.StatusBadRequest, nil, []byte(body)); got != want {
+			t.Errorf("%s: %t", body, got)
 		}
 	}
 }

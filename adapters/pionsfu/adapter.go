@@ -92,7 +92,9 @@ func (a *Adapter) Traits() adapters.Traits {
 
 // Ingest implements adapters.Adapter.
 func (a *Adapter) Ingest(id adapters.StreamID) adapters.Endpoint {
-	return a.endpoint(pathPublish+string(id), a.config.PublishToken)
+	e := a.endpoint(pathPublish+string(id), a.config.PublishToken)
+	e.URL.RawQuery = markRelay
+	return e
 }
 
 // Egress implements adapters.Adapter.
@@ -126,8 +128,7 @@ func (a *Adapter) Match(r *http.Request) (adapters.Request, bool) {
 			return adapters.Request{}, false
 		}
 	}
-	id := adapters.StreamID(name)
-	return adapters.Request{ID: id, Publish: publish}, id.Validate() == nil
+	return adapters.Request{ID: adapters.StreamID(name), Publish: publish}, true
 }
 
 // Missing implements adapters.Adapter: to a play, the server answers 409 for no other reason.

@@ -466,18 +466,51 @@ func TestS18ICEServersInOptions(t *testing.T) {
 	}
 }
 
-// S19 (extensions), S20 (simulcast) and S24 (counter-offers) are not offered: nothing of them may be promised.
-func TestS19S20S24NotPromised(t *testing.T) {
+// S24 (counter-offers) is not offered: nothing of it may be promised. The extensions of WHEP (S19) are promised to viewers only.
+func TestS19Extensions(t *testing.T) {
 	s := run(t, Config{})
-	offer := strings.Replace(publishOffer(t), "a=mid:1", "a=mid:1\r\na=rid:h send\r\na=rid:l send\r\na=simulcast:send h;l", 1)
-	a := s.post(t, "/whip/s19", offer)
+	if links := s.publish(t, "s19").Header.Values("Link"); len(links) != 0 {
+		t.Errorf("links of a publisher: %q", links)
+	}
+	a := s.post(t, "/whep/s19", playOffer(t))
+	a.want(t, http.StatusConflict) // a publisher that never connects
+	publisher := s.publishRaw(t, "s19 live", video(webrtc.MimeTypeVP8, ""))
+	defer publisher.keepSending(t, keyFrames[webrtc.MimeTypeVP8])()
+	a = s.post(t, "/whep/s19%20live", playOffer(t))
 	a.want(t, http.StatusCreated)
-	if strings.Contains(a.body, "a=simulcast") || strings.Contains(a.body, "a=rid") {
-		t.Errorf("simulcast is accepted:\n%s", a.body)
+	want := []string{
+		"<" + a.location(t) + `/events>; rel="` + whip.RelEvents + `"; events="active,inactive,layers,viewercount"`,
+		"<" + a.location(t) + `/layer>; rel="` + whip.RelLayer + `"`,
 	}
-	if links := a.Header.Values("Link"); len(links) != 0 {
-		t.Errorf("links %q", links)
+	if got := a.Header.Values("Link"); !slices.Equal(got, want) {
+		t.Errorf("links %q; want %q", got, want)
 	}
+}
+
+func TestS20Simulcast(t *testing.T) {
+	s := run(t, Config{})
+	offer := publishOffer(t)
+	with := func(lines string) string { return strings.Replace(offer, "a=mid:1", "a=mid:1\r\n"+lines, 1) }
+	a := s.post(t, "/whip/s20", with("a=rid:h send\r\na=rid:l send\r\na=simulcast:send h;~l"))
+	a.want(t, http.StatusCreated)
+	for _, line := range []string{"a=rid:h recv", "a=rid:l recv", "a=simulcast:recv h;l"} {
+		if !strings.Contains(a.body, line) {
+			t.Errorf("no %s in the answer:\n%s", line, a.body)
+		}
+	}
+	one := s.post(t, "/whip/one", with("a=rid:h send\r\na=simulcast:send h"))
+	one.want(t, http.StatusCreated)
+	if strings.Contains(one.body, "simulcast") {
+		t.Error("one layer is taken for simulcast")
+	}
+	for name, lines := range map[string]string{
+		"no such rid": "a=rid:h send\r\na=simulcast:send h;l", "twice": "a=rid:h send\r\na=simulcast:send h;h",
+		"no name": "a=rid:h send\r\na=simulcast:send h;", "not a name": "a=rid:h! send\r\na=rid:l send\r\na=simulcast:send h!;l",
+	} {
+		t.Run(name, func(t *testing.T) { s.post(t, "/whip/x", with(lines)).want(t, http.StatusBadRequest) })
+	}
+	many := "a=rid:1 send\r\na=rid:2 send\r\na=rid:3 send\r\na=rid:4 send\r\na=rid:5 send\r\na=simulcast:send 1;2;3;4;5"
+	s.post(t, "/whip/x", with(many)).want(t, http.StatusUnprocessableEntity)
 }
 
 func TestS21BearerTokens(t *testing.T) {

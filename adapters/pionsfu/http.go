@@ -206,7 +206,7 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, stream adapters.St
 	if err != nil {
 		return err
 	}
-	session.offer = offer
+	session.offer, session.relayed = offer, publish && r.URL.RawQuery == markRelay
 	answer, err := s.negotiate(r, session, transport, source)
 	if err != nil {
 		s.registry.remove(session)
@@ -224,6 +224,9 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, stream adapters.St
 	h.Set("Accept-Patch", contentFragment)
 	h.Set("Cache-Control", "no-store")
 	s.addLinks(h)
+	if !publish {
+		s.addExtensions(h, session)
+	}
 	w.WriteHeader(http.StatusCreated)
 	if _, err := io.WriteString(w, answer); err != nil {
 		session.deleted.fire() // nobody knows of it
@@ -244,8 +247,12 @@ func (s *Server) negotiate(
 	return session.negotiate(r.Context(), s, session.viewer.choose)
 }
 
-// serveSession is the address of one session.
+// serveSession is the address of one session, and those below it.
 func (s *Server) serveSession(w http.ResponseWriter, r *http.Request, id string) {
+	if id, below, ok := strings.Cut(id, "/"); ok {
+		s.serveExtension(w, r, id, below)
+		return
+	}
 	const methods = "OPTIONS, GET, HEAD, PATCH, DELETE"
 	switch r.Method {
 	case http.MethodOptions:

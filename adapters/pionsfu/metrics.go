@@ -9,8 +9,8 @@ import (
 
 // traffic sums what sessions have received and sent. Bytes are of payload.
 type traffic struct {
-	packetsIn, bytesIn, nacksOut, plisOut                uint64 // of publishers
-	packetsOut, bytesOut, resent, nacksIn, plisIn, skips uint64 // of viewers
+	packetsIn, bytesIn, nacksOut, plisOut                          uint64 // of publishers
+	packetsOut, bytesOut, resent, nacksIn, plisIn, skips, switches uint64 // of viewers
 }
 
 func (t *traffic) add(o traffic) {
@@ -24,6 +24,7 @@ func (t *traffic) add(o traffic) {
 	t.nacksIn += o.nacksIn
 	t.plisIn += o.plisIn
 	t.skips += o.skips
+	t.switches += o.switches
 }
 
 // totals is the traffic of all sessions, and how many there are.
@@ -76,6 +77,7 @@ func newCollector(r *registry) *collector {
 	plis := desc("key_frame_requests_total", "Key frame requests received from viewers and sent to publishers.", "direction")
 	resent := desc("resent_packets_total", "Packets sent again to viewers who lost them.")
 	skips := desc("skips_total", "Times that a viewer was too slow and skipped to the live edge.")
+	switches := desc("layer_switches_total", "Times that a viewer was moved to another simulcast layer.")
 	return &collector{
 		registry: r,
 		sessions: desc("sessions", "Sessions now, by kind; connecting ones are of either.", "kind"),
@@ -90,6 +92,7 @@ func newCollector(r *registry) *collector {
 			{plis, "out", func(t traffic) uint64 { return t.plisOut }},
 			{resent, "", func(t traffic) uint64 { return t.resent }},
 			{skips, "", func(t traffic) uint64 { return t.skips }},
+			{switches, "", func(t traffic) uint64 { return t.switches }},
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,7 @@ const (
 	maxAttributes = 1024
 	maxSources    = 16 // SSRCs declared in one media section
 	maxCredential = 256
+	maxLayers     = 4 // of simulcast
 )
 
 // offer is a client's SDP after it was found acceptable, rewritten so that pion answers it in the one direction that
@@ -28,7 +30,8 @@ const (
 type offer struct {
 	kinds []string // of the media sections, in their order
 	mids  []string
-	ufrag string // the client's ICE user fragment
+	rids  []string // of the video section's simulcast layers, as the client prefers them; none without simulcast
+	ufrag string   // the client's ICE user fragment
 	pwd   string
 	desc  sdp.SessionDescription
 }
@@ -159,21 +162,71 @@ func (o *offer) checkMedia(m *sdp.MediaDescription, publish bool) error {
 		return unacceptable("Its %s section is %s; it must be %s or sendrecv.", kind, offered, taken)
 	}
 	o.kinds, o.mids = append(o.kinds, kind), append(o.mids, mid)
+	if publish && kind == "video" {
+		var err error
+		if o.rids, err = simulcast(m); err != nil {
+			return err
+		}
+	}
 	return o.cleanMedia(m, taken)
 }
 
-// cleanMedia rewrites the attributes of a section: one direction, no layers, and only what can be used of the rest.
+// simulcast reads which layers a section sends (RFC 8853, section 5.1); of alternatives the first. One alone is no simulcast.
+func simulcast(m *sdp.MediaDescription) (rids []string, err error) {
+	named := make(map[string]bool)
+	list := ""
+	for _, a := range m.Attributes {
+		switch fields := strings.Fields(a.Value); {
+		case a.Key == "rid" && len(fields) >= 2 && fields[1] == "send":
+			named[fields[0]] = true
+		case a.Key == "simulcast":
+			for i := 0; i+1 < len(fields); i += 2 {
+				if fields[i] == "send" {
+					list = fields[i+1]
+				}
+			}
+		}
+	}
+	if list == "" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(list, ";") {
+		rid, _, _ := strings.Cut(part, ",")
+		rid = strings.TrimPrefix(rid, "~") // paused at first
+		if !named[rid] || len(rid) > 16 || strings.ContainsFunc(rid, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9')
+		}) {
+			return nil, malformed("Its a=simulcast names %q, for which there is no a=rid of letters and digits.", short(rid))
+		}
+		if slices.Contains(rids, rid) {
+			return nil, malformed("Its a=simulcast names %q twice.", rid)
+		}
+		rids = append(rids, rid)
+	}
+	if len(rids) > maxLayers {
+		return nil, unacceptable("It has %d simulcast layers; at most %d are possible.", len(rids), maxLayers)
+	}
+	if len(rids) == 1 {
+		return nil, nil
+	}
+	return rids, nil
+}
+
+// cleanMedia rewrites the attributes of a section: one direction, and only what can be used of the rest.
 func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 	kept := make([]sdp.Attribute, 0, len(m.Attributes)+1)
 	candidates := 0
 	sources := make(map[string]bool)
+	first := firstSource(m)
+	if taken == "sendonly" && len(o.rids) > 0 && m.MediaName.Media == "video" {
+		clear(first) // layers are told by their rid
+	}
 	for _, a := range m.Attributes {
 		switch a.Key {
 		case "sendrecv", "sendonly", "recvonly", "inactive":
 			continue
 		case "rid", "simulcast":
-			// Left out of the answer, which makes the client send a single layer (RFC 8853, section 5.3).
-			continue
+			continue // written anew below
 		case "candidate":
 			if candidates++; candidates > maxCandidates {
 				return malformed("It has more than %d candidates.", maxCandidates)
@@ -191,11 +244,46 @@ func (o *offer) cleanMedia(m *sdp.MediaDescription, taken string) error {
 			if sources[id] = true; len(sources) > maxSources {
 				return malformed("Its %s section declares more than %d SSRCs.", m.MediaName.Media, maxSources)
 			}
+			if !first[id] {
+				continue
+			}
+		case "ssrc-group":
+			if ids := strings.Fields(a.Value); len(ids) < 2 || ids[0] == "SIM" || !first[ids[1]] {
+				continue
+			}
 		}
 		kept = append(kept, a)
 	}
+	if taken == "sendonly" && m.MediaName.Media == "video" && len(o.rids) > 0 {
+		for _, rid := range o.rids {
+			kept = append(kept, sdp.Attribute{Key: "rid", Value: rid + " send"})
+		}
+		kept = append(kept, sdp.Attribute{Key: "simulcast", Value: "send " + strings.Join(o.rids, ";")})
+	}
 	m.Attributes = append(kept, sdp.Attribute{Key: taken})
 	return nil
+}
+
+// firstSource are the SSRCs of the first stream that a section declares: it, and what repairs it. The others are further layers,
+// as encoders have it that name the SSRCs of all; pion takes a section with several streams for one of Plan B.
+func firstSource(m *sdp.MediaDescription) map[string]bool {
+	first := make(map[string]bool)
+	for _, a := range m.Attributes {
+		if a.Key == "ssrc" {
+			id, _, _ := strings.Cut(a.Value, " ")
+			first[id] = true
+			break
+		}
+	}
+	for _, a := range m.Attributes {
+		// RFC 5576, section 4.2: the first of the group is what the others repair.
+		if ids := strings.Fields(a.Value); a.Key == "ssrc-group" && len(ids) > 1 && ids[0] != "SIM" && first[ids[1]] {
+			for _, id := range ids[2:] {
+				first[id] = true
+			}
+		}
+	}
+	return first
 }
 
 // checkPayloads makes sure that each payload type is a number and has a codec, so that nobody has to guess later.

@@ -2,6 +2,7 @@ package pionsfu
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,6 +37,46 @@ func TestMinimalOffer(t *testing.T) {
 		}
 	}
 	run(t, Config{}).post(t, "/whip/minimal", minimalOffer).want(t, 201)
+}
+
+// Encoders that name the SSRCs of all their layers are taken, with simulcast or without.
+func TestDeclaredSources(t *testing.T) {
+	const sources = "a=ssrc-group:SIM 44 66\r\na=ssrc-group:FID 44 55\r\na=ssrc-group:FID 66 77\r\n" +
+		"a=ssrc:44 cname:x\r\na=ssrc:55 cname:x\r\na=ssrc:66 cname:x\r\na=ssrc:77 cname:x\r\n"
+	for name, tt := range map[string]struct {
+		layers string
+		want   []string
+	}{
+		"one layer": {"", []string{"a=ssrc-group:FID 44 55", "a=ssrc:44 cname:x", "a=ssrc:55 cname:x"}},
+		"simulcast": {"a=rid:h send\r\na=rid:l send\r\na=simulcast:send h;l\r\n", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			offer := publishOffer(t)
+			at := strings.Index(offer, "a=mid:1\r\n") + len("a=mid:1\r\n")
+			head, video := offer[:at], strings.Split(offer[at:], "\r\n")
+			video = slices.DeleteFunc(video, func(l string) bool { return strings.HasPrefix(l, "a=ssrc") })
+			offer = head + sources + tt.layers + strings.Join(video, "\r\n")
+			o, err := checkOffer([]byte(offer), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := o.marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, section, _ := strings.Cut(text, "m=video")
+			var got []string
+			for line := range strings.SplitSeq(section, "\r\n") {
+				if strings.HasPrefix(line, "a=ssrc") {
+					got = append(got, line)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("declares %q; want %q", got, tt.want)
+			}
+			run(t, Config{}).post(t, "/whip/sources", offer).want(t, 201)
+		})
+	}
 }
 
 func TestUsableCandidate(t *testing.T) {

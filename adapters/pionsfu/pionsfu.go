@@ -5,6 +5,8 @@
 //	POST   /whip/{stream}   publish (RFC 9725)
 //	POST   /whep/{stream}   play (draft-ietf-wish-whep)
 //	PATCH, DELETE /session/{id}   trickle, end; the address is the Location of the 201
+//	POST   /session/{id}/events   subscribe to what happens (WHEP's server-sent events)
+//	POST   /session/{id}/layer    choose a layer of simulcast (WHEP's layer selection)
 //	GET    /api/streams     what is published; with "Accept: application/x-ndjson" a line at every change
 //	GET    /readyz          204 while Run runs
 package pionsfu
@@ -245,7 +247,7 @@ func newMux(sockets []*net.UDPConn) ice.UDPMux {
 	silent := (&logging.DefaultLoggerFactory{Writer: io.Discard}).NewLogger("ice")
 	muxes := make([]ice.UDPMux, 0, len(sockets))
 	for _, socket := range sockets {
-		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: socket, Logger: silent}))
+		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: patient{socket}, Logger: silent}))
 	}
 	return ice.NewMultiUDPMuxDefault(muxes...)
 }

@@ -36,24 +36,32 @@ type publication struct {
 	readers int // the registry's
 }
 
-// feed is one track of a publication, kept for those who read it.
+// feed is one track of a publication: one layer, or several of simulcast (RFC 8853).
 type feed struct {
 	publication *publication
 	kind        webrtc.RTPCodecType
 	extensions  map[uint8]string // of the packets' headers, URI by id
-	history     *media.History
-	started     latch // the first packet is there
+	started     latch            // the first packet of a layer is there
 	codec       atomic.Pointer[webrtc.RTPCodecParameters]
-	source      atomic.Pointer[source] // nil before the first packet
-	report      atomic.Pointer[media.SenderReport]
+	layers      []*layer // as the publisher prefers them
 }
 
-// source feeds a feed from one SSRC.
+// layer is one encoding of a track, kept for those who read it.
+type layer struct {
+	feed    *feed
+	rid     string // empty without simulcast
+	history *media.History
+	source  atomic.Pointer[source] // nil before the first packet
+	report  atomic.Pointer[media.SenderReport]
+	rate    rate
+}
+
+// source feeds a layer from one SSRC.
 type source struct {
-	feed        *feed
+	layer       *layer
 	track       *media.Track
 	payloadType uint8
-	last        time.Time // of the newest packet; the reading goroutine's
+	last        atomic.Int64 // when the newest packet came, in Unix nanoseconds
 }
 
 var _ media.Sink = (*source)(nil)
@@ -78,8 +86,14 @@ func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
 			size = videoHistory
 		}
 		f := &feed{
-			publication: p, kind: t.Kind(), extensions: make(map[uint8]string), history: media.NewHistory(size),
-			started: latch{c: make(chan struct{})},
+			publication: p, kind: t.Kind(), extensions: make(map[uint8]string), started: latch{c: make(chan struct{})},
+		}
+		rids := []string{""}
+		if t.Kind() == webrtc.RTPCodecTypeVideo && len(p.session.offer.rids) > 0 {
+			rids = p.session.offer.rids
+		}
+		for _, rid := range rids {
+			f.layers = append(f.layers, &layer{feed: f, rid: rid, history: media.NewHistory(size)})
 		}
 		parameters := receiver.GetParameters()
 		for _, e := range parameters.HeaderExtensions {
@@ -100,19 +114,25 @@ func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
 }
 
 // onTrack says who takes the packets of a new SSRC; it is called in the goroutine that reads the connection. A second
-// source of one kind is ignored while the first is alive.
+// source of one layer is ignored while the first is alive.
 func (p *publication) onTrack(t *media.Track) media.Sink {
 	i := slices.IndexFunc(p.feeds, func(f *feed) bool { return f.kind == t.Kind() })
 	if i < 0 {
 		return nil
 	}
 	f := p.feeds[i]
-	if old := f.source.Load(); old != nil && time.Since(old.last) < silence {
+	i = slices.IndexFunc(f.layers, func(l *layer) bool { return l.rid == t.RID() || len(f.layers) == 1 })
+	if i < 0 {
 		return nil
 	}
-	s := &source{feed: f, track: t, last: time.Now()}
+	l := f.layers[i]
+	if l.alive(time.Now()) {
+		return nil
+	}
+	s := &source{layer: l, track: t}
+	s.last.Store(time.Now().UnixNano())
 	s.follow(uint8(t.Codec().PayloadType))
-	f.source.Store(s)
+	l.source.Store(s)
 	f.started.fire()
 	p.touch()
 	return s
@@ -122,36 +142,43 @@ func (p *publication) onTrack(t *media.Track) media.Sink {
 func (s *source) follow(payloadType uint8) {
 	codec := s.track.Codec()
 	s.payloadType = payloadType
-	if old := s.feed.codec.Swap(&codec); !sameCodec(old, &codec) {
-		s.feed.publication.touch()
+	if old := s.layer.feed.codec.Swap(&codec); !sameCodec(old, &codec) {
+		s.layer.feed.publication.touch()
 	}
 }
 
 // Packet implements media.Sink.
 func (s *source) Packet(p *media.Packet) {
-	if s.feed.source.Load() != s {
+	if s.layer.source.Load() != s {
 		return
 	}
 	if p.Header.PayloadType != s.payloadType {
 		s.follow(p.Header.PayloadType)
 	}
-	s.last = p.Arrival
-	s.feed.history.Add(p)
-	s.feed.publication.wake()
+	s.last.Store(p.Arrival.UnixNano())
+	s.layer.rate.add(p.Arrival, len(p.Payload))
+	s.layer.history.Add(p)
+	s.layer.feed.publication.wake()
 }
 
 // SenderReport implements media.Sink.
 func (s *source) SenderReport(r media.SenderReport) {
-	if s.feed.source.Load() != s {
+	if s.layer.source.Load() != s {
 		return
 	}
-	s.feed.report.Store(&r)
-	s.feed.publication.wake()
+	s.layer.report.Store(&r)
+	s.layer.feed.publication.wake()
+}
+
+// alive says whether packets of the layer have come lately.
+func (l *layer) alive(now time.Time) bool {
+	s := l.source.Load()
+	return s != nil && now.Sub(time.Unix(0, s.last.Load())) < silence
 }
 
 // RequestKeyFrame asks the publisher, who hears of many requests only once a second.
-func (f *feed) RequestKeyFrame() {
-	if s := f.source.Load(); s != nil {
+func (l *layer) RequestKeyFrame() {
+	if s := l.source.Load(); s != nil {
 		s.track.RequestKeyFrame()
 	}
 }
@@ -182,10 +209,11 @@ func (p *publication) leave(v *viewer) {
 func (p *publication) tracks() []adapters.Track {
 	tracks := make([]adapters.Track, 0, len(p.feeds))
 	for _, f := range p.feeds {
-		if f.source.Load() == nil {
-			continue
+		for _, l := range f.layers {
+			if l.source.Load() != nil {
+				tracks = append(tracks, adapters.Track{Kind: f.kind.String(), MIME: f.codec.Load().MimeType, RID: l.rid})
+			}
 		}
-		tracks = append(tracks, adapters.Track{Kind: f.kind.String(), MIME: f.codec.Load().MimeType})
 	}
 	return tracks
 }

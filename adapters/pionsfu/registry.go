@@ -168,11 +168,19 @@ func (r *registry) snapshot() ([]adapters.Stream, <-chan struct{}) {
 		if s.connected {
 			streams = append(streams, adapters.Stream{
 				ID: id, Session: s.id, Since: s.since, Tracks: s.publication.tracks(), Readers: s.publication.readers,
+				Relayed: s.relayed,
 			})
 		}
 	}
 	slices.SortFunc(streams, func(a, b adapters.Stream) int { return cmp.Compare(a.ID, b.ID) })
 	return streams, r.changed
+}
+
+// readersOf is how many viewers a publication has.
+func (r *registry) readersOf(p *publication) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return p.readers
 }
 
 // touch tells the watchers that something about a stream has changed.

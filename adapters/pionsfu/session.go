@@ -33,6 +33,7 @@ type session struct {
 	etag    string // names the ICE session (RFC 9725, section 4.3.1)
 	stream  adapters.StreamID
 	publish bool
+	relayed bool // a sidecar publishes it
 
 	publication *publication // of a publisher
 	viewer      *viewer      // of a viewer
@@ -49,6 +50,7 @@ type session struct {
 
 	mu       sync.Mutex
 	trickled int
+	events   map[string][]string // subscriptions of a viewer: the events wanted, by id
 
 	connected bool      // the registry's
 	since     time.Time // the registry's
@@ -239,6 +241,7 @@ func (s *session) traffic() (t traffic) {
 			t.nacksIn += stats.NACKs
 			t.plisIn += stats.KeyFrameRequests
 			t.skips += lane.skips.Load()
+			t.switches += lane.switches.Load()
 		}
 	}
 	return t

@@ -20,6 +20,10 @@ const (
 	// not make a thousand reports.
 	conflation   = 20 * time.Millisecond
 	writeTimeout = 10 * time.Second
+
+	// markRelay is the query of a sidecar's own publications: they are known by it, also to a process that remembers nothing of
+	// the one that made them.
+	markRelay = "sidestream=relay"
 )
 
 // streamList is the body of the status API, and each line of it when it is watched: always everything.
@@ -33,6 +37,7 @@ type streamStatus struct {
 	Since   time.Time     `json:"since"`
 	Tracks  []trackStatus `json:"tracks"`
 	Readers int           `json:"readers"`
+	Relayed bool          `json:"relayed,omitempty"` // published by the sidecar's adapter
 }
 
 type trackStatus struct {
@@ -44,7 +49,9 @@ type trackStatus struct {
 func listOf(streams []adapters.Stream) streamList {
 	list := streamList{Streams: make([]streamStatus, 0, len(streams))}
 	for _, s := range streams {
-		status := streamStatus{ID: string(s.ID), Session: s.Session, Since: s.Since, Readers: s.Readers, Tracks: []trackStatus{}}
+		status := streamStatus{
+			ID: string(s.ID), Session: s.Session, Since: s.Since, Readers: s.Readers, Relayed: s.Relayed, Tracks: []trackStatus{},
+		}
 		for _, t := range s.Tracks {
 			status.Tracks = append(status.Tracks, trackStatus(t))
 		}
@@ -61,7 +68,7 @@ func (l streamList) adapt() []adapters.Stream {
 		if id.Validate() != nil {
 			continue
 		}
-		stream := adapters.Stream{ID: id, Session: s.Session, Since: s.Since, Readers: s.Readers}
+		stream := adapters.Stream{ID: id, Session: s.Session, Since: s.Since, Readers: s.Readers, Relayed: s.Relayed}
 		for _, t := range s.Tracks {
 			stream.Tracks = append(stream.Tracks, adapters.Track(t))
 		}

@@ -7,6 +7,9 @@ import (
 	"net/netip"
 	"strconv"
 	"syscall"
+	"time"
+
+	"github.com/pion/ice/v4"
 )
 
 const (
@@ -14,6 +17,25 @@ const (
 	socketBuffer = 4 << 20
 	portAttempts = 10
 )
+
+// patient is the media port without deadlines for writing. pion interrupts writes that may be stuck when a connection is closed, by
+// a deadline on the socket, which is everybody's: what others write at that moment would be lost, among it the words by which
+// their own viewers learn that they are closed. Writing UDP does not block for long.
+type patient struct{ *net.UDPConn }
+
+var _ ice.AddrPortReaderWriter = patient{}
+
+func (patient) SetWriteDeadline(time.Time) error { return nil }
+
+func (p patient) SetDeadline(t time.Time) error { return p.SetReadDeadline(t) }
+
+func (p patient) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
+	return p.ReadFromUDPAddrPort(b)
+}
+
+func (p patient) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
+	return p.WriteToUDPAddrPort(b, to)
+}
 
 // listenUDP opens the media port: at one address, or at each of the machine's where none is given. A socket that listens
 // on a named address answers from it, which one on the wildcard address does not always do.

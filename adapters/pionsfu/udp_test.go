@@ -2,10 +2,13 @@ package pionsfu
 
 import (
 	"errors"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestPortIsTaken(t *testing.T) {
@@ -57,4 +60,34 @@ func TestBeforeRun(t *testing.T) {
 	s := &sfu{Server: server, url: serve(t, server)}
 	s.post(t, "/whip/early", publishOffer(t)).want(t, http.StatusServiceUnavailable)
 	s.do(t, http.MethodGet, "/readyz", "").want(t, http.StatusServiceUnavailable)
+}
+
+// What is written while another connection of the same port is closed is not lost: pion interrupts writes by a deadline.
+func TestWritesAreNotInterrupted(t *testing.T) {
+	sockets, err := listenUDP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sockets[0].Close() //nolint:errcheck // the test is over
+	port := patient{sockets[0]}
+	far, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close() //nolint:errcheck // likewise
+	to := far.LocalAddr().(*net.UDPAddr).AddrPort()
+	for _, arm := range []func(time.Time) error{port.SetWriteDeadline, port.SetDeadline} {
+		if err := arm(time.Now().Add(-time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := port.WriteToAddrPort([]byte("x"), to); err != nil {
+			t.Error(err)
+		}
+		if _, err := port.WriteTo([]byte("x"), far.LocalAddr()); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, _, err := port.ReadFromAddrPort(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("reading has no deadline: %v", err)
+	}
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/pion/webrtc/v4"
 
@@ -16,9 +18,15 @@ const (
 	// batch is how many packets of one track go out before the other has its turn, so that a burst of video does not hold
 	// up audio.
 	batch = 32
-	// burst is how far back, in packets, a key frame may lie for a viewer to begin with it. More at once would overflow the
-	// receive buffer of an ordinary viewer.
-	burst = 64
+	// A viewer begins with a key frame that lies no further back than this, and gets what has come since faster than in real
+	// time. Bursts are broken up: more at once would overflow the receive buffer of an ordinary viewer.
+	joinAge      = time.Second
+	joinPackets  = 448 // half a megabyte
+	joinSpeed    = 4
+	burst        = 64
+	burstSpacing = 5 * time.Millisecond
+	// lookAgain is how often a viewer's layer is chosen anew.
+	lookAgain = 250 * time.Millisecond
 	// reorder is how long after a beginning, in packets, something older may still come in late.
 	reorder = 2048
 )
@@ -34,13 +42,24 @@ type viewer struct {
 // lane is one track on its way to one viewer. It belongs to the viewer's goroutine.
 type lane struct {
 	feed   *feed
+	mid    string
 	codec  *webrtc.RTPCodecParameters // what the viewer was promised
 	sender *media.Sender
 	out    output // sender, except in tests
 
-	cursor  uint64 // position in the feed's history that comes next
+	layer     *layer
+	choice    atomic.Pointer[string] // the layer that the viewer wants; nil: which is best
+	asked     atomic.Pointer[layer]  // whom its key frame requests go to: layer, or the one that is to be next
+	chosen    time.Time              // when the layers were looked at last
+	next      *layer                 // takes over at a key frame that begins at nextSince or later; nil: none
+	nextSince uint64
+	shift     media.Shift // of the layer's numbers
+	edge      edge        // with simulcast
+
+	cursor  uint64 // position in the layer's history that comes next
 	waiting bool   // for a key frame that begins at since or later
 	since   uint64
+	join    join
 	sent    bool
 	first   uint64 // position of the last beginning, and its sequence number
 	number  uint16
@@ -48,7 +67,7 @@ type lane struct {
 	source  *source
 	packet  media.Packet
 
-	skips atomic.Uint64
+	skips, switches atomic.Uint64
 }
 
 // output is what a lane sends by.
@@ -82,14 +101,21 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		if err := t.SetCodecPreferences(preferred); err != nil {
 			return fmt.Errorf("prefer %s: %w", taken.MimeType, err)
 		}
-		sender := v.session.conn.NewSender(media.SenderOptions{
+		l := newLane(f, codec)
+		l.mid = t.Mid()
+		options := media.SenderOptions{
 			Kind: f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
-			Extensions: f.extensions, History: f.history, OnKeyFrameRequest: f.RequestKeyFrame,
-		})
-		if _, err := pc.AddTrack(sender); err != nil {
+			Extensions: f.extensions, OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
+		}
+		if len(f.layers) == 1 {
+			options.History = l.layer.history // else what goes out is no layer's, and kept for this viewer alone
+		}
+		l.sender = v.session.conn.NewSender(options)
+		l.out = l.sender
+		if _, err := pc.AddTrack(l.sender); err != nil {
 			return fmt.Errorf("add %s: %w", f.kind, err)
 		}
-		v.lanes = append(v.lanes, &lane{feed: f, codec: codec, sender: sender, out: sender, source: f.source.Load()})
+		v.lanes = append(v.lanes, l)
 	}
 	if len(v.lanes) == 0 || len(unmatched) > 0 {
 		if len(unmatched) == 0 {
@@ -135,18 +161,29 @@ func (v *viewer) forward(ctx context.Context) error {
 	}
 	v.source.join(v)
 	defer v.source.leave(v)
+	pace := time.NewTimer(0)
+	defer pace.Stop()
 	for {
 		more := false
+		var due time.Time // of what is held back
 		for _, l := range v.lanes {
 			moved, err := l.pump()
 			if err != nil {
 				return err
 			}
 			more = more || moved
+			if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
+				due = at
+			}
 		}
 		var idle <-chan struct{}
 		if more {
 			idle = closed
+		}
+		var paced <-chan time.Time
+		if !due.IsZero() {
+			pace.Reset(time.Until(due))
+			paced = pace.C
 		}
 		select {
 		case <-v.session.lost.c:
@@ -159,6 +196,7 @@ func (v *viewer) forward(ctx context.Context) error {
 			return ctx.Err()
 		case <-v.wakeup:
 		case <-idle:
+		case <-paced:
 		}
 	}
 }
@@ -170,10 +208,23 @@ var closed = func() chan struct{} {
 	return c
 }()
 
+// newLane makes a lane that begins with the layer that is best now.
+func newLane(f *feed, codec *webrtc.RTPCodecParameters) *lane {
+	l := &lane{feed: f, codec: codec}
+	l.take(f.layers[max(choose(f.standings(time.Now()), -1, ""), 0)])
+	return l
+}
+
+// take makes a layer the lane's.
+func (l *lane) take(next *layer) {
+	l.layer, l.source, l.report = next, next.source.Load(), nil
+	l.asked.Store(next)
+}
+
 // begin puts the lane at the live edge, or for video at a key frame: one that has just come, else the next, which it
 // asks for.
 func (l *lane) begin() {
-	l.cursor, l.sent = l.feed.history.Head(), false
+	l.cursor, l.sent = l.layer.history.Head(), false
 	if l.feed.kind != webrtc.RTPCodecTypeVideo {
 		return
 	}
@@ -181,19 +232,53 @@ func (l *lane) begin() {
 	if l.findKeyFrame() {
 		return
 	}
-	l.feed.RequestKeyFrame()
+	l.layer.RequestKeyFrame()
 }
 
 // findKeyFrame ends the wait where the newest key frame will do.
 func (l *lane) findKeyFrame() bool {
-	position, ok := l.feed.history.KeyFrame()
-	head := l.feed.history.Head()
-	if !ok || position < l.since && head-position > burst {
+	h := l.layer.history
+	position, ok := h.KeyFrame()
+	head := h.Head()
+	now := time.Now()
+	if ok && position < l.since {
+		ok = head-position <= joinPackets && h.At(position, &l.packet) == media.Read && now.Sub(l.packet.Arrival) <= joinAge
+	}
+	if !ok {
 		l.cursor = head
 		return false
 	}
 	l.cursor, l.waiting = position, false
+	if h.At(position, &l.packet) == media.Read {
+		l.join = join{behind: true, began: now, first: l.packet.Arrival, head: head}
+	}
 	return true
+}
+
+// join is how a viewer catches up with what had come before it did.
+type join struct {
+	behind bool
+	began  time.Time
+	first  time.Time // arrival of the first packet
+	head   uint64    // the position that was to come next when it began
+	sent   int
+	due    time.Time // of the next packet; zero: it is not held back
+}
+
+// hold says whether the packet at a position, which arrived at a time, has to wait, and notes until when.
+func (j *join) hold(position uint64, arrival, now time.Time) bool {
+	due := j.began.Add(max(arrival.Sub(j.first)/joinSpeed, time.Duration(j.sent/burst)*burstSpacing))
+	if position >= j.head && !due.After(now) {
+		*j = join{}
+		return false
+	}
+	if due.After(now) {
+		j.due = due
+		return true
+	}
+	j.sent++
+	j.due = time.Time{}
+	return false
 }
 
 // pump sends what there is, up to a batch, and says whether there may be more.
@@ -204,20 +289,23 @@ func (l *lane) pump() (more bool, err error) {
 		}
 		l.codec = now
 	}
-	if now := l.feed.source.Load(); now != l.source {
+	if len(l.feed.layers) > 1 {
+		l.lookAround(time.Now())
+	}
+	if now := l.layer.source.Load(); now != l.source {
 		if l.source != nil {
 			return false, errNewCodec // another SSRC has other timestamps, which a viewer cannot follow
 		}
 		l.source = now
 		if l.waiting {
-			l.feed.RequestKeyFrame()
+			l.layer.RequestKeyFrame()
 		}
 	}
 	if l.waiting && !l.findKeyFrame() {
 		return false, nil
 	}
 	for range batch {
-		switch l.feed.history.At(l.cursor, &l.packet) {
+		switch l.layer.history.At(l.cursor, &l.packet) {
 		case media.Future:
 			l.passReport()
 			return false, nil
@@ -228,11 +316,84 @@ func (l *lane) pump() (more bool, err error) {
 			l.begin()
 			return !l.waiting, nil
 		}
+		if l.join.behind && l.join.hold(l.cursor, l.packet.Arrival, time.Now()) {
+			l.passReport()
+			return false, nil
+		}
 		l.send()
 		l.cursor++
+		if l.next != nil && l.edge.marker && l.switchOver() {
+			break
+		}
 	}
 	l.passReport()
 	return true, nil
+}
+
+// lookAround decides now and then which layer the viewer is to have, and asks that for a key frame. A layer that has died is
+// left at once, others at the end of a frame.
+func (l *lane) lookAround(now time.Time) {
+	if now.Sub(l.chosen) >= lookAgain {
+		l.chosen = now
+		wanted := ""
+		if choice := l.choice.Load(); choice != nil {
+			wanted = *choice
+		}
+		all := l.feed.standings(now)
+		have := slices.Index(l.feed.layers, l.layer)
+		switch to := l.feed.layers[choose(all, have, wanted)]; {
+		case to == l.layer:
+			l.next = nil
+			l.asked.Store(l.layer)
+		case to != l.next:
+			l.next, l.nextSince = to, to.history.Head()
+			l.asked.Store(to)
+		}
+		if l.next != nil {
+			l.next.RequestKeyFrame()
+		}
+	}
+	if l.next != nil && (l.edge.marker || !l.edge.ok || !l.layer.alive(now)) {
+		l.switchOver()
+	}
+}
+
+// switchOver lets the next layer take over where it has a key frame, and says whether it did.
+func (l *lane) switchOver() bool {
+	next := l.next
+	position, ok := next.history.KeyFrame()
+	if !ok || next.history.At(position, &l.packet) != media.Read {
+		return false
+	}
+	old := next.history.Head()-position > joinPackets
+	if l.edge.ok {
+		old = l.packet.Arrival.Before(l.edge.arrival) // the viewer has seen what it shows
+	}
+	if position < l.nextSince && old {
+		return false
+	}
+	if l.edge.ok {
+		l.shift = l.edge.follow(&l.packet, l.pictures(), l.layer.report.Load(), next.report.Load(), l.shift, l.codec.ClockRate)
+	}
+	l.take(next)
+	l.next = nil
+	l.switches.Add(1)
+	l.cursor, l.waiting, l.sent, l.join = position, false, false, join{}
+	l.edge.marker = false
+	return true
+}
+
+// pictures are the numbers of pictures in the packet at hand.
+func (l *lane) pictures() media.Pictures { return l.packet.Pictures(l.codec.MimeType, l.descriptor()) }
+
+// descriptor is the id of the dependency descriptor among the publisher's header extensions, 0 for none.
+func (l *lane) descriptor() uint8 {
+	for id, uri := range l.feed.extensions {
+		if uri == media.DependencyDescriptor {
+			return id
+		}
+	}
+	return 0
 }
 
 func (l *lane) send() {
@@ -242,13 +403,29 @@ func (l *lane) send() {
 	} else if l.cursor-l.first < reorder && int16(seq-l.number) < 0 {
 		return // from before the beginning, late
 	}
+	if len(l.feed.layers) > 1 {
+		l.packet.Shift(l.codec.MimeType, l.descriptor(), l.shift)
+		l.note()
+	}
 	l.out.Packet(&l.packet)
+}
+
+// note keeps what another layer must know to go on.
+func (l *lane) note() {
+	h := &l.packet.Header
+	if l.edge.ok && int16(h.SequenceNumber-l.edge.sequence) <= 0 {
+		return
+	}
+	l.edge = edge{
+		sequence: h.SequenceNumber, timestamp: h.Timestamp, pictures: l.pictures(), marker: h.Marker,
+		arrival: l.packet.Arrival, ok: true,
+	}
 }
 
 // passReport hands on the publisher's clocks, when they are news and there is something for them to explain.
 func (l *lane) passReport() {
-	if report := l.feed.report.Load(); report != nil && report != l.report && l.sent {
+	if report := l.layer.report.Load(); report != nil && report != l.report && l.sent {
 		l.report = report
-		l.out.SenderReport(*report)
+		l.out.SenderReport(media.SenderReport{NTP: report.NTP, RTP: report.RTP + l.shift.Timestamp})
 	}
 }

@@ -139,20 +139,48 @@ func (r *remote) do(ctx context.Context, q request) (*response, error) {
 }
 
 func (r *remote) once(ctx context.Context, q request) (*response, error) {
-	fail := func(err error) error {
-		// net/http repeats method and URL, and in the URL whatever token the query holds.
-		if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		return fmt.Errorf("%s %s: %w", q.op, plain(q.url), err)
+	res, err := r.send(ctx, q)
+	if err != nil {
+		return nil, err
 	}
+	defer res.Body.Close()
+	return q.read(res)
+}
+
+// open sends a request whose answer has no end, and returns its body, which the caller closes. Redirects are not followed: the
+// address was the server's own.
+func (r *remote) open(ctx context.Context, q request) (io.ReadCloser, error) {
+	res, err := r.send(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode/100 == 2 {
+		return res.Body, nil
+	}
+	defer res.Body.Close()
+	answer, err := q.read(res)
+	if err != nil {
+		return nil, err
+	}
+	return nil, answer.refusal(q.op)
+}
+
+func (q request) fail(err error) error {
+	// net/http repeats method and URL, and in the URL whatever token the query holds.
+	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
+		err = wrapped.Err
+	}
+	return fmt.Errorf("%s %s: %w", q.op, plain(q.url), err)
+}
+
+func (r *remote) send(ctx context.Context, q request) (*http.Response, error) {
 	var body io.Reader
 	if q.body != nil {
 		body = bytes.NewReader(q.body)
 	}
 	req, err := http.NewRequestWithContext(ctx, q.method, q.url.String(), body)
 	if err != nil {
-		return nil, fail(err)
+		return nil, q.fail(err)
 	}
 	req.Header.Set("User-Agent", "sidestream")
 	if !r.bare {
@@ -173,19 +201,23 @@ func (r *remote) once(ctx context.Context, q request) (*response, error) {
 	}
 	res, err := r.http.Do(req)
 	if err != nil {
-		return nil, fail(err)
+		return nil, q.fail(err)
 	}
-	defer res.Body.Close()
-	answer := &response{code: res.StatusCode, header: res.Header, url: q.url}
+	return res, nil
+}
+
+// read reads an answer to its end.
+func (q request) read(res *http.Response) (answer *response, err error) {
+	answer = &response{code: res.StatusCode, header: res.Header, url: q.url}
 	answer.body, err = io.ReadAll(io.LimitReader(res.Body, maxBody+1))
 	switch {
 	case !answer.ok() && answer.code != http.StatusNotAcceptable:
 		// The code says it all; the body only has more words.
 		answer.body = answer.body[:min(len(answer.body), maxBody)]
 	case err != nil:
-		return answer, fail(fmt.Errorf("read answer: %w", err))
+		return answer, q.fail(fmt.Errorf("read answer: %w", err))
 	case len(answer.body) > maxBody:
-		return answer, fail(fmt.Errorf("answer is larger than %d bytes", maxBody))
+		return answer, q.fail(fmt.Errorf("answer is larger than %d bytes", maxBody))
 	}
 	return answer, nil
 }

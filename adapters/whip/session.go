@@ -28,13 +28,17 @@ type Session struct {
 	conn     *connection
 	remote   remote
 	location *url.URL
+	answered *url.URL // that gave the answer
 	etag     string
 	trickles bool               // the server takes PATCHes
 	named    []webrtc.ICEServer // came with the answer and are not in the connection
 	bounds   bounds
 	logger   *slog.Logger
 
+	extensions []Link // of the answer
+
 	closing atomic.Bool
+	gone    atomic.Bool
 	done    chan struct{}
 	err     error // of Close, once done
 }
@@ -109,6 +113,9 @@ func (s *Session) Close(ctx context.Context) error {
 	return s.err
 }
 
+// Gone says whether the server did not know the session any more when it was closed.
+func (s *Session) Gone() bool { return s.gone.Load() }
+
 func (s *Session) delete(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.bounds.request)
 	defer cancel()
@@ -116,7 +123,10 @@ func (s *Session) delete(ctx context.Context) error {
 	switch {
 	case res == nil:
 		return err
-	case res.ok(), res.code == http.StatusNotFound, res.code == http.StatusGone:
+	case res.ok():
+		return nil
+	case res.code == http.StatusNotFound, res.code == http.StatusGone:
+		s.gone.Store(true)
 		return nil
 	}
 	return res.refusal("delete")
@@ -138,6 +148,7 @@ func (s *Session) begin(res *response, bodyErr error) error {
 	}
 	s.location = location
 	s.remote.bare = s.remote.bare || downgrades(res.url, location)
+	s.answered, s.extensions = res.url, ParseLinks(res.header)
 	s.etag = res.header.Get("ETag")
 	s.trickles = allowsTrickle(res.header)
 	known := s.conn.pc.GetConfiguration().ICEServers

@@ -2,7 +2,8 @@
 
 // Command failover measures how long a viewer's picture stands still when the node that its server has the stream from is
 // killed: three sidecars as processes in network namespaces, an origin far away and two nodes of one cluster, each with a
-// viewer. Again and again the one that pulls for the cluster is killed with SIGKILL, and the other one's viewer is watched.
+// viewer. Again and again the one that pulls for the cluster is killed with SIGKILL, and the other one's viewer is watched. Then a
+// sidecar alone is killed, whose media server goes on, and it is told when media is back once it has been started again.
 // It is what `make bench-failover` runs, as root; nothing is asserted, figures are printed.
 package main
 
@@ -50,7 +51,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	trips := flags.String("rtt", "40ms,200ms", "round trips between origin and cluster")
 	loss := flags.Float64("loss", 0, "percent of packets lost between them")
 	seed := flags.Uint64("seed", 1, "of losses and of the times of kills")
-	role := flags.String("role", "", "for the bench itself: \"publish\" or \"play\" at the URL that follows")
+	restarts := flags.Bool("restarts", false, "only kill sidecars whose media server goes on")
+	role := flags.String("role", "", "for the bench itself: \"publish\", \"play\", \"replay\" or \"get\" at the URL that follows")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -59,11 +61,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return publish(ctx, flags.Arg(0))
 	case "play":
 		return play(ctx, flags.Arg(0), stdin, stdout)
+	case "replay":
+		return replay(ctx, flags.Arg(0), stdin, stdout)
+	case "get":
+		return fetch(ctx, flags.Arg(0), stdout)
 	}
 	if err := wan.Realtime(true); err != nil {
 		fmt.Fprintln(stdout, "Delays will be exact only on a machine with time to spare:", err)
 	}
 	defer wan.Realtime(false) //nolint:errcheck // the end
+	if *restarts {
+		return measureRestarts(ctx, stdout, *binary, *trips, *kills, *seed, *loss/100)
+	}
 	fmt.Fprintf(stdout, "Freeze at a viewer whose parent node is killed, %d kills each.\n\n", *kills)
 	fmt.Fprintf(stdout, "%9s %7s %7s %7s %7s %14s %9s\n", "rtt", "p50", "p95", "max", "min", "missing frames", "sessions")
 	for field := range strings.SplitSeq(*trips, ",") {
@@ -78,7 +87,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		}
 		result.print(stdout, rtt)
 	}
-	return nil
+	fmt.Fprintln(stdout)
+	return measureRestarts(ctx, stdout, *binary, *trips, *kills, *seed, *loss/100)
 }
 
 // freezes are what the viewers saw.

@@ -134,7 +134,25 @@ func (c *Catalogue) SetPolicy(p Policy) {
 }
 
 // Self is the node whose catalogue this is.
-func (c *Catalogue) Self() Node { return c.self }
+func (c *Catalogue) Self() Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.self
+}
+
+// Outgrow makes this node's incarnation a later one than that of a process before it, which others remember and this one does
+// not. Where it is one already, nothing changes.
+func (c *Catalogue) Outgrow(incarnation uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.self.Incarnation > incarnation {
+		return
+	}
+	c.self.Incarnation = incarnation + 1
+	c.own.Node, c.index.self = c.self, c.self
+	c.remap()
+	c.flush()
+}
 
 // Clock is the highest epoch ever seen: peers are told it, so that their next publication's epoch is higher.
 func (c *Catalogue) Clock() uint64 {
@@ -313,6 +331,20 @@ func (c *Catalogue) Uncarry(id adapters.StreamID) {
 	delete(c.carried, id)
 	c.settle(nil)
 	c.touch()
+}
+
+// Strays are those of the streams that a sidecar's relay publishes, and no relay that is known here: a process before this one left
+// them behind, of which nothing is remembered.
+func (c *Catalogue) Strays(streams []adapters.Stream) []adapters.Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var strays []adapters.Stream
+	for _, s := range streams {
+		if s.Relayed && c.carriers[s.ID] == nil {
+			strays = append(strays, s)
+		}
+	}
+	return strays
 }
 
 // Doubts are the names of which it is not known whether what the server reports is a publisher's, or what an own relay

@@ -289,6 +289,31 @@ func TestSetPeerRefuses(t *testing.T) {
 	}
 }
 
+// A node whose memory was lost goes on as a later incarnation, with all that it has.
+func TestOutgrow(t *testing.T) {
+	c := catalogue.New(self)
+	if err := c.SetLocal([]adapters.Stream{{ID: "x", Session: "s"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, changed := c.Snapshot()
+	c.Outgrow(self.Incarnation + 5)
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody is told")
+	}
+	c.Outgrow(self.Incarnation)
+	s, _ := c.Snapshot()
+	want := self.Incarnation + 6
+	at, _ := s.Node(self.ID)
+	if c.Self().Incarnation != want || s.Self().Incarnation != want || at.Incarnation != want {
+		t.Errorf("incarnations %d, %d and %d; want %d", c.Self().Incarnation, s.Self().Incarnation, at.Incarnation, want)
+	}
+	if _, ok := s.Origin("x"); !ok {
+		t.Error("the stream is gone")
+	}
+}
+
 func TestEndlessCatalogueIsCut(t *testing.T) {
 	c := catalogue.New(self)
 	holds := make([]Hold, catalogue.MaxHolds+3)

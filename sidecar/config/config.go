@@ -53,6 +53,8 @@ type Config struct {
 
 	Adapter Adapter `envPrefix:"ADAPTER_"`
 	Gateway Gateway `envPrefix:"GATEWAY_"`
+	JWT     JWT     `envPrefix:"JWT_"`
+	TURN    TURN    `envPrefix:"TURN_"`
 	Peer    Peer    `envPrefix:"PEER_"`
 	Relay   Relay   `envPrefix:"RELAY_"`
 	Publish Publish `envPrefix:"PUBLISH_"`
@@ -130,6 +132,8 @@ type Generic struct {
 	// serves as an edge only.
 	Inventory string `env:"INVENTORY_URL"`
 	Query     string `env:"INVENTORY_QUERY"`
+	// Seen takes publications that pass the gateway for the server's streams, where there is no inventory.
+	Seen bool `env:"SEEN"`
 	// Codecs are the MIME types that the server takes; empty: all.
 	Codecs []string `env:"CODECS"`
 	// InOrder, FillAudio, DropsReaders, Waits and IgnoresPLI are set where packets must reach the server in order, it counts
@@ -174,6 +178,74 @@ type Gateway struct {
 	Hold time.Duration `env:"HOLD" envDefault:"10s"`
 	// SessionAge bounds how long a viewer's session counts as demand where the server does not count its readers.
 	SessionAge time.Duration `env:"SESSION_AGE" envDefault:"6h"`
+	// Origins are the web origins whose pages may publish and play, where the server does not say: https://example.org, or *.
+	Origins []string `env:"ORIGINS" envDefault:"*"`
+	// MaxPlays and MaxPublications bound the sessions that are opened through this gateway, MaxPerAddress those of one address,
+	// MaxPerStream the plays of one stream. 0: no bound.
+	MaxPlays        int `env:"MAX_PLAYS"`
+	MaxPublications int `env:"MAX_PUBLICATIONS"`
+	MaxPerAddress   int `env:"MAX_PER_ADDRESS"`
+	MaxPerStream    int `env:"MAX_PER_STREAM"`
+	// Placement says what becomes of a new session that another node of the cluster had better have.
+	Placement Placement `env:"PLACEMENT" envDefault:"off"`
+	// NodeURL is how viewers reach this very node, for redirects to it. Unset: they are sent to PublicURL, and any node there
+	// passes them on.
+	NodeURL *url.URL `env:"NODE_URL"`
+	// AccessLog writes a line for each WHIP and WHEP request.
+	AccessLog Switch `env:"ACCESS_LOG" envDefault:"on"`
+}
+
+// JWT says which tokens publishers and viewers must show to the gateway. Without keys the server alone decides.
+type JWT struct {
+	// KeyFile holds public keys (PEM or JWKS), or a secret for HS256; JWKSURL is where a JWKS document is. One of the two.
+	KeyFile string   `env:"KEY_FILE"`
+	JWKSURL *url.URL `env:"JWKS_URL"`
+	// Issuer and Audience are what tokens must say. Empty: anything.
+	Issuer   string `env:"ISSUER"`
+	Audience string `env:"AUDIENCE"`
+	// OpenPaths are the server's other paths that anybody may ask for, such as pages: names, or patterns as of path.Match.
+	OpenPaths []string `env:"OPEN_PATHS"`
+}
+
+// TURN are the servers that go with answers of a media server that names none.
+type TURN struct {
+	// URLs are like turn:turn.example.org:3478?transport=udp.
+	URLs []string `env:"URLS"`
+	// Username and Credential are for all sessions; SecretFile is shared with the TURN server, and makes some for each.
+	Username   string `env:"USERNAME"`
+	Credential Secret `env:"CREDENTIAL"`
+	SecretFile string `env:"SECRET_FILE"`
+	// AuthURL is that of STUNner's authentication service, such as http://stunner-auth.stunner-system:8088/ice?service=turn.
+	AuthURL *url.URL `env:"AUTH_URL"`
+	// TTL is how long credentials are good: longer than any session.
+	TTL time.Duration `env:"TTL" envDefault:"24h"`
+}
+
+// Switch is what is on by default.
+type Switch string
+
+// It is on or off.
+const (
+	On  Switch = "on"
+	Off Switch = "off"
+)
+
+// UnmarshalText accepts one of the constants.
+func (s *Switch) UnmarshalText(text []byte) error { return oneOf(s, text, On, Off) }
+
+// Placement is a policy for new sessions.
+type Placement string
+
+// A session stays where it came; its offer is forwarded to the node with the fewest; or its client is sent there.
+const (
+	PlaceOff      Placement = "off"
+	PlaceForward  Placement = "forward"
+	PlaceRedirect Placement = "redirect"
+)
+
+// UnmarshalText accepts one of the constants.
+func (p *Placement) UnmarshalText(text []byte) error {
+	return oneOf(p, text, PlaceOff, PlaceForward, PlaceRedirect)
 }
 
 // Peer is the port for other sidecars, and how they are found.
@@ -341,7 +413,8 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // Decode reads a configuration from variables of the form NAME=value, as os.Environ gives them. What is not set has its
 // default. Around the commas of a list blanks do not count. Everything wrong is reported at once, with the variable's name; a
-// variable of our prefix that does not exist is an error, because it is a misspelt one. Whether the settings make sense together, Validate tells.
+// variable of our prefix that does not exist is an error, because it is a misspelt one. Whether the settings make sense
+// together, Validate tells.
 func Decode(environ []string) (Config, error) {
 	given := make(map[string]string)
 	for _, pair := range environ {

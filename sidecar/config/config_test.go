@@ -24,13 +24,16 @@ func TestDefaults(t *testing.T) {
 		ClusterCAFile: "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
 		StateDir:      "/var/lib/sidestream",
 		Adapter:       Adapter{Name: "pionsfu", Generic: Generic{MissingStatus: []int{404}}},
-		Gateway:       Gateway{Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour},
-		Peer:          Peer{Listen: ":18443", PortName: "sidestream-peer", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
-		Relay:         Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
-		Publish:       Publish{Conflict: Newest, OnSupersede: Keep},
-		Admin:         Admin{Listen: ":18090"},
-		SFU:           SFU{Listen: ":8800", MediaListen: ":8801"},
-		Log:           Log{Level: slog.LevelInfo, Format: JSON},
+		Gateway: Gateway{
+			Listen: ":18080", Hold: 10 * time.Second, SessionAge: 6 * time.Hour, Origins: []string{"*"}, Placement: PlaceOff, AccessLog: On,
+		},
+		TURN:    TURN{TTL: 24 * time.Hour},
+		Peer:    Peer{Listen: ":18443", PortName: "sidestream-peer", Security: TLS, TLSDir: "/etc/sidestream/peer-tls"},
+		Relay:   Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
+		Publish: Publish{Conflict: Newest, OnSupersede: Keep},
+		Admin:   Admin{Listen: ":18090"},
+		SFU:     SFU{Listen: ":8800", MediaListen: ":8801"},
+		Log:     Log{Level: slog.LevelInfo, Format: JSON},
 	}
 	if diff := cmp.Diff(want, Default(), compare); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -63,7 +66,7 @@ func full(t *testing.T) Config {
 			APIURL: parse("http://10.0.0.7:9997"), API: Credentials{User: "x", Password: "é", Token: "n"},
 			Generic: Generic{
 				Publish: "/whip/{stream}", Play: "/whep/{stream}", Header: "A: b\nC: d", MissingStatus: []int{404, 409}, MissingBody: "none",
-				Inventory: "/api", Query: ".[]|{name}", Codecs: []string{"video/H264", "audio/opus"},
+				Inventory: "/api", Query: ".[]|{name}", Seen: true, Codecs: []string{"video/H264", "audio/opus"},
 				InOrder: true, MaxHold: time.Second, FillAudio: true, DropsReaders: true, Waits: true, IgnoresPLI: true,
 			},
 			Janus: Janus{
@@ -74,7 +77,16 @@ func full(t *testing.T) Config {
 		Gateway: Gateway{
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
 			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
-			Hold:           time.Second, SessionAge: time.Hour,
+			Hold:           time.Second, SessionAge: time.Hour, Origins: []string{"https://a.example", "https://b.example"},
+			MaxPlays: 1, MaxPublications: 2, MaxPerAddress: 3, MaxPerStream: 4, Placement: PlaceRedirect,
+			NodeURL: parse("https://node.example.org"), AccessLog: Off,
+		},
+		JWT: JWT{
+			KeyFile: "/jwt", JWKSURL: parse("https://issuer.example/jwks"), Issuer: "us", Audience: "media", OpenPaths: []string{"/", "/a/*"},
+		},
+		TURN: TURN{
+			URLs: []string{"turn:a:3478?transport=udp", "turns:b:443"}, Username: "tu", Credential: "tc", SecretFile: "/turn",
+			AuthURL: parse("http://auth/ice?service=turn"), TTL: time.Hour,
 		},
 		Peer: Peer{
 			Listen: ":1", AdvertisedHost: "peer.example.org",
@@ -98,7 +110,8 @@ func full(t *testing.T) Config {
 func TestRoundTrip(t *testing.T) {
 	c := full(t)
 	valid := c
-	valid.Peer.KeyFile = ""       // of the two, one
+	valid.Peer.KeyFile = "" // of the two, one
+	valid.JWT.KeyFile, valid.TURN.SecretFile, valid.Adapter.Generic.Seen = "", "", false
 	valid.Adapter.Janus = Janus{} // of the makes, one
 	valid.Adapter.User, valid.Adapter.Password = "", ""
 	valid.Adapter.Publish.Token, valid.Adapter.Play.Token, valid.Adapter.API.Token = "", "", ""
@@ -245,12 +258,37 @@ func TestValidate(t *testing.T) {
 			func(c *Config) { c.Gateway.Listen, c.Peer.Listen, c.Admin.Listen = "", "1.2.3.4", ":99999" },
 			[]string{"SIDESTREAM_GATEWAY_LISTEN", "SIDESTREAM_PEER_LISTEN", "SIDESTREAM_ADMIN_LISTEN"},
 		},
-		"one port for two":  {func(c *Config) { c.Admin.Listen = "127.0.0.1:18080" }, []string{"are both port 18080"}},
-		"two hosts":         {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = "127.0.0.1:1", "127.0.0.2:1" }, nil},
-		"any port":          {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = ":0", ":0" }, nil},
-		"SFU in here":       {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
-		"SFU elsewhere":     {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
-		"SFU addresses":     {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
+		"one port for two": {func(c *Config) { c.Admin.Listen = "127.0.0.1:18080" }, []string{"are both port 18080"}},
+		"two hosts":        {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = "127.0.0.1:1", "127.0.0.2:1" }, nil},
+		"any port":         {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = ":0", ":0" }, nil},
+		"SFU in here":      {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
+		"SFU elsewhere":    {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
+		"SFU addresses":    {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
+		"gateway": {
+			func(c *Config) {
+				c.Gateway.Origins, c.Gateway.MaxPlays, c.Gateway.MaxPerStream = []string{"example.org", "https://a/b"}, -1, 1e6
+				c.Gateway.Placement, c.Gateway.AccessLog, c.Gateway.NodeURL = "x", "x", &url.URL{Scheme: "https", Host: "a", RawQuery: "q"}
+			}, []string{`"example.org"`, `"https://a/b"`, "MAX_PLAYS is -1", "MAX_PER_STREAM", "PLACEMENT", "ACCESS_LOG", "NODE_URL"},
+		},
+		"tokens": {
+			func(c *Config) {
+				c.JWT = JWT{KeyFile: "keys", JWKSURL: &url.URL{Scheme: "ftp", Host: "a"}, OpenPaths: []string{"a", "/["}}
+			}, []string{"JWT_KEY_FILE is", "JWT_JWKS_URL is", "both set", `"a"`, `"/["`},
+		},
+		"tokens without keys": {func(c *Config) { c.JWT.Issuer = "us" }, []string{"no token is checked"}},
+		"turn": {
+			func(c *Config) {
+				c.TURN = TURN{URLs: []string{"http://a"}, Username: "ü", SecretFile: "x", AuthURL: &url.URL{Host: "a"}}
+			},
+			[]string{"TURN_URLS", "TURN_SECRET_FILE is", "TURN_AUTH_URL", "give a secret", "go together", "line end", "TURN_TTL"},
+		},
+		"turn without servers": {func(c *Config) { c.TURN.SecretFile = "/x" }, []string{"TURN_URLS is not set"}},
+		"seen and inventory": {
+			func(c *Config) {
+				c.Adapter.Name, c.Adapter.URL = "generic", &url.URL{Scheme: "http", Host: "a"}
+				c.Adapter.Generic.Seen, c.Adapter.Generic.Inventory, c.Adapter.Generic.Query = true, "/x", "."
+			}, []string{"GENERIC_SEEN"},
+		},
 		"times":             {func(c *Config) { c.Gateway.Hold, c.Relay.Linger, c.Relay.Drain = 0, 0, 0 }, []string{"GATEWAY_HOLD", "RELAY_LINGER", "RELAY_DRAIN"}},
 		"host with port":    {func(c *Config) { c.Peer.AdvertisedHost = "a:1" }, []string{"SIDESTREAM_PEER_ADVERTISED_HOST"}},
 		"peer without port": {func(c *Config) { c.Peer.Static = []string{"10.0.0.7"} }, []string{"SIDESTREAM_PEER_STATIC"}},

@@ -72,6 +72,10 @@ func (c Config) Validate() error {
 	f.duration("SIDESTREAM_GATEWAY_HOLD", c.Gateway.Hold, 100*time.Millisecond, time.Minute)
 	f.duration("SIDESTREAM_GATEWAY_SESSION_AGE", c.Gateway.SessionAge, time.Minute, 7*24*time.Hour)
 
+	f.gateway(c.Gateway)
+	f.jwt(c.JWT)
+	f.turn(c.TURN)
+
 	f.listen("SIDESTREAM_PEER_LISTEN", c.Peer.Listen)
 	if h := c.Peer.AdvertisedHost; h != "" && !hostName(h) {
 		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
@@ -232,6 +236,10 @@ func (f *faults) generic(a Adapter) {
 			f.add("SIDESTREAM_ADAPTER_GENERIC_MISSING_STATUS holds %d: give statuses from 400 to 599, such as 404,409", s)
 		}
 	}
+	if g.Seen && g.Inventory != "" {
+		f.add("SIDESTREAM_ADAPTER_GENERIC_SEEN and SIDESTREAM_ADAPTER_GENERIC_INVENTORY_URL are set: the inventory tells more, leave " +
+			"the other away")
+	}
 	if (g.Inventory == "") != (g.Query == "") {
 		f.add("SIDESTREAM_ADAPTER_GENERIC_INVENTORY_URL and SIDESTREAM_ADAPTER_GENERIC_INVENTORY_QUERY go together: set both or none")
 	}
@@ -239,6 +247,81 @@ func (f *faults) generic(a Adapter) {
 	if _, err := g.HeaderFields(); err != nil {
 		f.add("SIDESTREAM_ADAPTER_GENERIC_HEADER: %w", err)
 	}
+}
+
+func (f *faults) gateway(g Gateway) {
+	for _, o := range g.Origins {
+		u, err := url.Parse(o)
+		if o != "*" && o != "none" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {
+			f.add("SIDESTREAM_GATEWAY_ORIGINS holds %q: write origins such as https://example.org, commas between them, or *, or none", o)
+		}
+	}
+	for _, limit := range []struct {
+		name string
+		n    int
+	}{
+		{"PLAYS", g.MaxPlays},
+		{"PUBLICATIONS", g.MaxPublications},
+		{"PER_ADDRESS", g.MaxPerAddress},
+		{"PER_STREAM", g.MaxPerStream},
+	} {
+		if limit.n < 0 || limit.n > maxSessions {
+			f.add("SIDESTREAM_GATEWAY_MAX_%s is %d: allow from 1 to %d, or 0 for no bound", limit.name, limit.n, maxSessions)
+		}
+	}
+	if oneOf(new(Placement), []byte(g.Placement), PlaceOff, PlaceForward, PlaceRedirect) != nil {
+		f.add("SIDESTREAM_GATEWAY_PLACEMENT is %q: write off, forward or redirect", g.Placement)
+	}
+	if oneOf(new(Switch), []byte(g.AccessLog), On, Off) != nil {
+		f.add("SIDESTREAM_GATEWAY_ACCESS_LOG is %q: write on or off", g.AccessLog)
+	}
+	f.url("SIDESTREAM_GATEWAY_NODE_URL", g.NodeURL, "the URL by which viewers reach this very node")
+	if u := g.NodeURL; u != nil && (u.RawQuery != "" || u.Fragment != "" || len(u.String()) > 500) {
+		f.add("SIDESTREAM_GATEWAY_NODE_URL has a query or fragment, or is very long: paths are put behind it, leave them away")
+	}
+}
+
+// maxSessions is how many sessions a gateway knows at most.
+const maxSessions = 20000
+
+func (f *faults) jwt(j JWT) {
+	f.file("SIDESTREAM_JWT_KEY_FILE", j.KeyFile, "a file with public keys or a secret")
+	f.url("SIDESTREAM_JWT_JWKS_URL", j.JWKSURL, "the URL of a JWKS document, such as https://issuer.example.org/jwks.json")
+	switch {
+	case j.KeyFile != "" && j.JWKSURL != nil:
+		f.add("SIDESTREAM_JWT_KEY_FILE and SIDESTREAM_JWT_JWKS_URL are both set: give the keys in one place")
+	case j.KeyFile == "" && j.JWKSURL == nil && (j.Issuer != "" || j.Audience != "" || len(j.OpenPaths) > 0):
+		f.add("SIDESTREAM_JWT_ISSUER, _AUDIENCE or _OPEN_PATHS is set and no token is checked: set SIDESTREAM_JWT_KEY_FILE or " +
+			"SIDESTREAM_JWT_JWKS_URL too")
+	}
+	for _, p := range j.OpenPaths {
+		if _, err := path.Match(p, ""); err != nil || !strings.HasPrefix(p, "/") {
+			f.add("SIDESTREAM_JWT_OPEN_PATHS holds %q: write paths such as / or /assets/*, commas between them", p)
+		}
+	}
+}
+
+func (f *faults) turn(t TURN) {
+	for _, u := range t.URLs {
+		if scheme, rest, _ := strings.Cut(u, ":"); rest == "" || !slices.Contains([]string{"stun", "stuns", "turn", "turns"}, scheme) {
+			f.add("SIDESTREAM_TURN_URLS holds %q: write turn:HOST:PORT?transport=udp, commas between them", u)
+		}
+	}
+	f.file("SIDESTREAM_TURN_SECRET_FILE", t.SecretFile, "a file with the secret that the TURN server has")
+	f.url("SIDESTREAM_TURN_AUTH_URL", t.AuthURL, "the URL of STUNner's service, such as http://stunner-auth.stunner-system:8088/ice?service=turn")
+	if t.SecretFile != "" && (t.Username != "" || t.Credential != "") {
+		f.add("SIDESTREAM_TURN_SECRET_FILE and SIDESTREAM_TURN_USERNAME or _CREDENTIAL are set: give a secret, or what it would make")
+	}
+	if (t.Username == "") != (t.Credential == "") {
+		f.add("SIDESTREAM_TURN_USERNAME and SIDESTREAM_TURN_CREDENTIAL go together: set both or neither")
+	}
+	if len(t.URLs) == 0 && (t.SecretFile != "" || t.Username != "") {
+		f.add("SIDESTREAM_TURN_URLS is not set: say for which servers the credentials are")
+	}
+	if strings.ContainsFunc(t.Username+string(t.Credential), func(r rune) bool { return r < ' ' || r > '~' }) {
+		f.add("SIDESTREAM_TURN_USERNAME or _CREDENTIAL holds a line end or a letter outside ASCII, which a header cannot carry")
+	}
+	f.duration("SIDESTREAM_TURN_TTL", t.TTL, time.Minute, 30*24*time.Hour)
 }
 
 func (f *faults) sharedKey(p Peer) {

@@ -68,6 +68,7 @@ type candidate struct {
 	addr netip.Addr // invalid for names
 	port uint16     // the local port; 0 where it is not the server's own, or not UDP
 	host bool       // a UDP candidate of the server's own address
+	udp  bool
 }
 
 // parseCandidate reads a candidate line of component 1 (RFC 8839 section 5.1).
@@ -83,7 +84,7 @@ func parseCandidate(line string) (candidate, bool) {
 	if f[1] != "1" || !strings.EqualFold(f[2], "udp") {
 		return candidate{}, true
 	}
-	var c candidate
+	c := candidate{udp: true}
 	c.addr, _ = netip.ParseAddr(f[4])
 	c.addr = c.addr.Unmap()
 	port := f[5]
@@ -104,4 +105,39 @@ func parseCandidate(line string) (candidate, bool) {
 		c.port = uint16(n)
 	}
 	return c, true
+}
+
+// answerError says why a server's answer to a pull is of no use to anybody.
+type answerError struct{ reason string }
+
+func (e *answerError) Error() string {
+	return "Media server's answer to a pull is of no use: " + e.reason + "."
+}
+
+// unusable says why no child could connect by an answer. One without candidates is usable: the server may find the child by
+// the child's own, unless it is an ICE-lite one (RFC 8445 section 2.5), which only waits.
+func unusable(sdp []byte) error {
+	var candidates, udp, reachable, lite bool
+	for line := range bytes.Lines(sdp) {
+		text := strings.TrimRight(string(line), "\r\n")
+		lite = lite || text == "a=ice-lite"
+		c, ok := parseCandidate(text)
+		if !ok {
+			continue
+		}
+		candidates = true
+		udp = udp || c.udp
+		reachable = reachable || c.udp && !(c.addr.IsValid() && c.addr.IsUnspecified())
+	}
+	switch {
+	case !bytes.HasPrefix(sdp, []byte("v=")):
+		return &answerError{"it is no session description"}
+	case candidates && !udp:
+		return &answerError{"it offers no candidate by UDP; let the server listen on a UDP port that other pods reach"}
+	case candidates && !reachable:
+		return &answerError{"its candidates name no address; set the one that the server advertises"}
+	case !candidates && lite:
+		return &answerError{"it is an ICE-lite server's and has no candidates; set the address that the server advertises"}
+	}
+	return nil
 }

@@ -26,6 +26,7 @@ const (
 type viewer struct {
 	stream adapters.StreamID
 	header http.Header // what the server asks for on the session URL
+	brief  bool        // it is demand only until the server counts it, whether or not that says so
 	// The rest is the demand's.
 	path    string // of the session, as the server knows it; empty until the play is answered
 	release func() // of the relay, when it came with one
@@ -71,12 +72,12 @@ func (d *demand) add(v *viewer) bool {
 	return true
 }
 
-// opened says where a viewer's session is.
-func (d *demand) opened(v *viewer, path string) {
+// opened says where a viewer's session is, and what the server asks for there.
+func (d *demand) opened(v *viewer, path string, header http.Header) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !v.ended {
-		v.path = path
+		v.path, v.header = path, header
 		d.byPath[path] = v
 	}
 }
@@ -98,10 +99,10 @@ func (d *demand) start(v *viewer, cancel context.CancelFunc) bool {
 	return !v.ended
 }
 
-func (d *demand) pathOf(v *viewer) string {
+func (d *demand) sessionOf(v *viewer) (path string, header http.Header) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return v.path
+	return v.path, v.header
 }
 
 // end takes a viewer out of the table and stops its keeping.
@@ -151,17 +152,22 @@ func (d *demand) close() {
 	}
 }
 
-// sessionAnswered ends the demand of a session that is over by the server's own word.
+// sessionAnswered forgets a session that is over by the server's own word.
 func (g *Gateway) sessionAnswered(method, path string, status int) {
 	gone := status == http.StatusNotFound || status == http.StatusGone
 	deleted := method == http.MethodDelete && status/100 == 2
-	if deleted || gone && (method == http.MethodDelete || method == http.MethodPatch) {
-		g.demand.endPath(path)
+	if !deleted && (!gone || method != http.MethodDelete && method != http.MethodPatch) {
+		return
+	}
+	g.demand.endPath(path)
+	if s := g.sessions.endPath(path); s != nil && s.publish {
+		g.look()
+		g.tell(s)
 	}
 }
 
-// keep holds a viewer's relay until the session is over: deleted, unknown to the server, too old, or counted by the
-// server itself from now on.
+// keep holds a viewer's relay until the session is over: deleted, unknown to the server, too old, or long enough there to
+// be counted by the server itself.
 func (g *Gateway) keep(ctx context.Context, v *viewer) {
 	release := v.release
 	defer func() {
@@ -185,7 +191,8 @@ func (g *Gateway) keep(ctx context.Context, v *viewer) {
 	)
 	for first := true; ; first = false {
 		// Again each time, because what held the stream here may have ended: a relay, or a publisher at this node.
-		if release == nil || !first {
+		counted := v.brief || g.counts(v.stream)
+		if !counted && (release == nil || !first) {
 			if again := g.acquire(ctx, v.stream); again != nil {
 				if release != nil {
 					release()
@@ -193,16 +200,23 @@ func (g *Gateway) keep(ctx context.Context, v *viewer) {
 				release = again
 			}
 		}
-		if g.counts(v.stream) {
-			return
+		if counted {
+			if time.Since(began) >= g.o.CountTime {
+				return
+			}
+			if pause(ctx, g.o.CountTime-time.Since(began)) != nil {
+				return
+			}
+			continue
 		}
-		if path := g.demand.pathOf(v); path != "" && (looked.IsZero() || time.Since(looked) >= g.o.PollInterval) {
-			status, err := g.look(ctx, path, v.header)
+		if path, header := g.demand.sessionOf(v); path != "" && (looked.IsZero() || time.Since(looked) >= g.o.PollInterval) {
+			status, err := g.status(ctx, path, header)
 			switch {
 			case err != nil: // the next look may tell
 			case looked.IsZero():
 				tells = status/100 == 2
 			case tells && (status == http.StatusNotFound || status == http.StatusGone):
+				g.sessions.endPath(path)
 				return
 			}
 			looked = time.Now()
@@ -234,8 +248,8 @@ func (g *Gateway) acquire(ctx context.Context, id adapters.StreamID) (release fu
 	return nil
 }
 
-// look asks the server about a session (RFC 9725 section 4.1: GET is answered without content while it lives).
-func (g *Gateway) look(ctx context.Context, path string, header http.Header) (status int, err error) {
+// status asks the server about a session (RFC 9725 section 4.1: GET is answered without content while it lives).
+func (g *Gateway) status(ctx context.Context, path string, header http.Header) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	u := &url.URL{Scheme: g.o.Target.Scheme, Host: g.o.Target.Host}

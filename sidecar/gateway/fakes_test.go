@@ -188,6 +188,9 @@ func (a adapter) Watch(ctx context.Context, _ func([]adapters.Stream)) error {
 // relays is the answer to every Acquire, and counts what is held.
 type relays struct {
 	acquire func(ctx context.Context, id adapters.StreamID) error
+	carries bool                    // there is something to hold
+	yield   func(published bool)    // done, where there is something to end; nil: there is not
+	ended   func(adapters.StreamID) // when it is ended
 
 	mu       sync.Mutex
 	cond     *sync.Cond
@@ -220,6 +223,22 @@ func (r *relays) Acquire(ctx context.Context, id adapters.StreamID) (func(), err
 	return sync.OnceFunc(func() { r.change(func() { r.held-- }) }), nil
 }
 
+func (r *relays) Hold(context.Context, adapters.StreamID) (func(), error) {
+	if !r.carries {
+		return nil, nil
+	}
+	r.change(func() { r.held++ })
+	return sync.OnceFunc(func() { r.change(func() { r.held-- }) }), nil
+}
+
+func (r *relays) Yield(_ context.Context, id adapters.StreamID) (func(bool), bool) {
+	if r.yield == nil {
+		return nil, false
+	}
+	r.ended(id)
+	return r.yield, true
+}
+
 // holding is how many relays are held now.
 func (r *relays) holding() (held int) {
 	r.change(func() { held = r.held })
@@ -249,24 +268,29 @@ type node struct {
 	public, peer *httptest.Server
 	log          *bytes.Buffer
 	registry     *prometheus.Registry
+	gone         chan struct{} // an item when the client of a request at the public port has gone
 }
 
 func newNode(t *testing.T, s *server, change func(*Options)) *node {
 	t.Helper()
-	n := &node{log: &bytes.Buffer{}, registry: prometheus.NewRegistry()}
+	n := &node{log: &bytes.Buffer{}, registry: prometheus.NewRegistry(), gone: make(chan struct{}, 1000)}
 	base, err := url.Parse(s.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	o := Options{
-		Adapter: adapter{base: base}, Target: base, NodeID: "node-1",
+		Adapter: adapter{base: base}, Target: base, NodeID: "node-1", CountTime: 10 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(&locked{w: n.log}, nil)), Registerer: n.registry,
 	}
 	if change != nil {
 		change(&o)
 	}
 	n.Gateway = New(o)
-	n.public = httptest.NewServer(n.Gateway)
+	n.public = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		stop := context.AfterFunc(r.Context(), func() { n.gone <- struct{}{} })
+		defer stop()
+		n.Gateway.ServeHTTP(w, r)
+	}))
 	n.peer = httptest.NewServer(n.PeerHandler())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)

@@ -357,7 +357,7 @@ func TestHostileURLs(t *testing.T) {
 		`/_sidestream/node-1/a\b`, "/_sidestream/node-1/a%00b", "/_sidestream/node-1/a%0d%0ab", "/_sidestream/node%2D1/a",
 		"/_sidestream/node-1/_sidestream/node-1/a", "/_sidestream/node-1/%5fsidestream/node-1/a", "/%5Fsidestream/node-1/a",
 		"/_sidestream/no@de:80/a", "/_sidestream/" + elsewhere + "/a", "/_sidestream/" + strings.Repeat("a", 600) + "/x",
-		"/_sidestream-pull/node-1/ZGVtbw/live/demo/whep/1", "/_sidestream-pull/", "/_sidestream/node-1/live/demo/whep",
+		"/_sidestream-pull/node-1/ZGVtbw/live/demo/whep/1", "/_sidestream-pull/",
 	} {
 		status := raw(t, n.public, "POST "+target+" HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 		if status != 404 && status != 400 {

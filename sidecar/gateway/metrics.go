@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/sidestream-dev/sidestream/adapters"
 )
 
 // The kinds of request in metrics.
@@ -17,6 +19,8 @@ const (
 	kindPull    = "pull"
 	kindPeer    = "peer" // sessions, on the peer port
 	kindOther   = "other"
+
+	kindPreflight = "preflight"
 )
 
 // statusGone stands in metrics for a caller that left before the answer.
@@ -29,6 +33,10 @@ type metrics struct {
 	holds    *prometheus.HistogramVec
 	held     prometheus.Gauge
 	sessions prometheus.Gauge
+	open     *prometheus.GaugeVec
+	placed   *prometheus.CounterVec
+	left     prometheus.Counter
+	yielded  *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -53,6 +61,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		sessions: f.NewGauge(prometheus.GaugeOpts{
 			Name: "sidestream_gateway_sessions", Help: "Viewers' sessions that are looked after as demand.",
 		}),
+		open: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sidestream_gateway_open_sessions", Help: "Sessions that were opened here and have not ended as far as is known, by kind.",
+		}, []string{"kind"}),
+		placed: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_gateway_placed_total", Help: "New sessions that were placed at another node of the cluster, by outcome.",
+		}, []string{"outcome"}),
+		left: f.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_gateway_abandoned_total", Help: "Sessions that were deleted because their client had left before the answer.",
+		}),
+		yielded: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_gateway_takeovers_total", Help: "Publishers for whom a relay of the same name was ended, by outcome.",
+		}, []string{"outcome"}),
 	}
 }
 
@@ -62,17 +82,25 @@ func (m *metrics) answered(r *recorder) {
 	m.requests.WithLabelValues(r.kind, strconv.Itoa(r.status/100)+"xx").Inc()
 }
 
-// recorder notes the status of an answer.
+// recorder notes what became of a request, and lets pages of other origins read the answer.
 type recorder struct {
 	http.ResponseWriter
 	kind   string
 	status int // 0: none was written
+	stream adapters.StreamID
+	peer   bool   // it came by the peer port
+	cors   *cors  // nil: none is added
+	origin string // of the page that asks
+	own    bool   // the answer is the gateway's, not the server's
 }
 
 // WriteHeader notes the final status; interim ones (RFC 9110 section 15.2) go by.
 func (r *recorder) WriteHeader(status int) {
 	if r.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		r.status = status
+		if r.cors != nil && r.origin != "" && (r.own || r.kind != kindOther) {
+			r.cors.answer(r.Header(), r.origin)
+		}
 	}
 	r.ResponseWriter.WriteHeader(status)
 }

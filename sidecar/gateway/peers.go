@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -22,8 +23,8 @@ const maxAnswer = 256 << 10
 // session requests that other gateways pass on for their viewers. It must be mounted where only peers come in.
 func (g *Gateway) PeerHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rec := &recorder{ResponseWriter: w, kind: kindPeer}
-		defer g.metrics.answered(rec)
+		rec := &recorder{ResponseWriter: w, kind: kindPeer, peer: true}
+		defer g.finish(rec, r, time.Now())
 		g.peer(rec, r)
 	})
 }
@@ -40,9 +41,7 @@ func (g *Gateway) peer(w *recorder, r *http.Request) {
 		return
 	}
 	if node, own, ok := parseSession(path); ok && node == g.o.NodeID {
-		// The viewer is at another cluster's gateway; a path reaches this session from there too.
-		rename := func(u *url.URL) string { name, _ := formatSession(g.o.NodeID, u); return name }
-		g.ownSession(w, r, own, rename, true)
+		g.ownSession(w, r, own)
 		return
 	}
 	g.refuse(w, r, http.StatusNotFound, "Nothing here for peers", "This port serves POST "+pullPath+"{stream} and session URLs "+
@@ -113,15 +112,24 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 	to := withPath(buffered, "/"+strings.TrimPrefix(end.URL.EscapedPath(), "/"))
 	to.URL.RawQuery = end.URL.RawQuery
 	to.Host = end.URL.Host
-	p := g.pullPassage(to, id, end)
+	if g.o.Relays != nil { // until the child shows as demand, by its hold or among the server's readers
+		ctx, cancel := context.WithTimeout(r.Context(), g.o.HoldTimeout)
+		release, err := g.o.Relays.Hold(ctx, id)
+		cancel()
+		if err == nil && release != nil && !g.demand.add(&viewer{stream: id, release: release, brief: true}) {
+			release()
+		}
+	}
+	p := g.pullPassage(w, to, id, end)
 	p.opens = true
 	p.plain = true
+	p.transport = roundTripper(g.send)
 	p.answer = g.addPodIP
 	p.serve(w, to)
 }
 
 // pullSession passes on a request on a session that came of a pull, with the server's credentials.
-func (g *Gateway) pullSession(w http.ResponseWriter, r *http.Request, id adapters.StreamID, path string) {
+func (g *Gateway) pullSession(w *recorder, r *http.Request, id adapters.StreamID, path string) {
 	end := g.o.Adapter.Egress(id)
 	to := withPath(r, path)
 	to.Host = end.URL.Host
@@ -133,15 +141,14 @@ func (g *Gateway) pullSession(w http.ResponseWriter, r *http.Request, id adapter
 	if !ok {
 		return
 	}
-	p := g.pullPassage(to, id, end)
+	p := g.pullPassage(w, to, id, end)
 	p.inSession = true
 	p.serve(w, to)
 }
 
 // pullPassage leads to the server in the sidecar's own name: the child's credentials stay here.
-func (g *Gateway) pullPassage(r *http.Request, id adapters.StreamID, end adapters.Endpoint) *passage {
-	p := g.passage(r, end.URL)
-	p.trusted = true
+func (g *Gateway) pullPassage(w *recorder, r *http.Request, id adapters.StreamID, end adapters.Endpoint) *passage {
+	p := g.passage(w, r, end.URL)
 	p.header = func(h http.Header) {
 		h.Del("Authorization")
 		h.Del("Cookie")
@@ -161,9 +168,10 @@ func (g *Gateway) verify(r *http.Request, id adapters.StreamID) (child string, e
 	return g.o.Tokens.Verify(tokens[0], id)
 }
 
-// addPodIP makes the server's answer usable within the clusters' network.
+// addPodIP makes the server's answer usable within the clusters' network. One that nobody could use is refused, and the
+// session deleted.
 func (g *Gateway) addPodIP(resp *http.Response) error {
-	if !g.o.PodIP.IsValid() || !sessionOpened(resp.StatusCode) || mediaType(resp.Header) != typeSDP {
+	if !sessionOpened(resp.StatusCode) || mediaType(resp.Header) != typeSDP {
 		return nil
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
@@ -172,9 +180,15 @@ func (g *Gateway) addPodIP(resp *http.Response) error {
 		return err
 	}
 	if len(body) > maxAnswer {
-		return errors.New("media server's answer is too large")
+		err = &answerError{"it is larger than any session description"}
+	} else {
+		body = addCandidate(body, g.o.PodIP)
+		err = unusable(body)
 	}
-	body = addCandidate(body, g.o.PodIP)
+	if err != nil {
+		g.drop(resp.Request, resp, err.Error())
+		return err
+	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	resp.ContentLength = int64(len(body))
 	resp.Header.Del("Content-Length") // the proxy writes ContentLength's

@@ -1,10 +1,8 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"time"
 
@@ -30,32 +28,36 @@ type holdError struct {
 func (e *holdError) Error() string { return e.title }
 func (e *holdError) Unwrap() error { return e.cause }
 
-// play asks the server first; only its answer "no such stream" has the stream fetched while the viewer waits.
-func (g *Gateway) play(w http.ResponseWriter, r *http.Request, id adapters.StreamID) {
-	r, ok := g.buffered(w, r)
-	if !ok {
-		return
-	}
-	p := &play{gateway: g, stream: id, header: http.Header{}}
-	if auth := r.Header.Values("Authorization"); len(auth) > 0 {
-		p.header["Authorization"] = auth
-	}
+// play asks the server first; only its answer "no such stream" has the stream fetched while the viewer waits. What brings
+// the stream here already is kept meanwhile: the last viewer may have left a moment ago.
+func (g *Gateway) play(w *recorder, r *http.Request, want adapters.Request, s *session) {
+	p := &play{gateway: g, stream: want.ID}
 	defer p.done()
-	if g.o.Relays != nil && g.o.Adapter.Traits().AcceptsAndWaits {
-		// The server will take the play whether or not it has the stream, so the answer tells nothing.
-		p.viewer = &viewer{stream: id, header: p.header}
-		if !g.demand.add(p.viewer) {
-			p.viewer = nil
-			g.tooMany(w, r)
-			return
+	if g.o.Relays != nil {
+		if g.o.Adapter.Traits().AcceptsAndWaits {
+			// The server will take the play whether or not it has the stream, so the answer tells nothing.
+			p.viewer = &viewer{stream: want.ID}
+			if !g.demand.add(p.viewer) {
+				p.viewer = nil
+				g.tooMany(w, r)
+				return
+			}
+		} else {
+			ctx, cancel := context.WithTimeout(r.Context(), g.o.HoldTimeout)
+			p.release, _ = g.o.Relays.Hold(ctx, want.ID) // where that fails, the server's answer says what is to be done
+			cancel()
 		}
 	}
-	way := g.passage(r, g.o.Target)
+	way := g.passage(w, r, g.o.Target)
 	way.transport = p
 	way.plain = true
 	way.opens = true
-	way.rename = g.sessionURL
-	way.answer = p.answered
+	way.rename = g.renamer(w, want)
+	way.header = replaceCredentials(g.credentials(want))
+	way.answer = func(resp *http.Response) error {
+		p.answered(resp)
+		return g.opened(w, s, resp)
+	}
 	way.serve(w, r)
 }
 
@@ -71,9 +73,8 @@ func (g *Gateway) tooMany(w http.ResponseWriter, r *http.Request) {
 type play struct {
 	gateway *Gateway
 	stream  adapters.StreamID
-	header  http.Header // the viewer's Authorization, for looking at the session later
-	release func()      // of the relay, when there is one to release here
-	viewer  *viewer     // the demand, when it is kept beyond the answer
+	release func()  // of the relay, when there is one to release here
+	viewer  *viewer // the demand, when it is kept beyond the answer
 }
 
 // RoundTrip sends the play, and sends it again when its stream has been fetched.
@@ -87,25 +88,14 @@ func (p *play) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // ask sends the play once, and says whether the answer means that nobody publishes the stream here.
 func (p *play) ask(req *http.Request) (resp *http.Response, missing bool, err error) {
-	again := req.Clone(req.Context())
-	if req.GetBody != nil {
-		if again.Body, err = req.GetBody(); err != nil {
-			return nil, false, err
-		}
-	}
-	resp, err = p.gateway.o.Transport.RoundTrip(again)
+	resp, err = p.gateway.send(req)
 	if err != nil || sessionOpened(resp.StatusCode) {
 		return resp, false, err
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	body, err := peek(resp)
 	if err != nil {
-		_ = resp.Body.Close()
 		return nil, false, err
 	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(body), resp.Body), resp.Body}
 	return resp, p.gateway.o.Adapter.Missing(resp.StatusCode, resp.Header, body), nil
 }
 
@@ -137,13 +127,16 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 	defer cancel()
 	var err error
 	for pauses := repeats; ; pauses = repeats[1:] {
-		if p.release, err = g.o.Relays.Acquire(ctx, p.stream); errors.Is(err, adapters.ErrNoStream) {
+		var release func()
+		if release, err = g.o.Relays.Acquire(ctx, p.stream); errors.Is(err, adapters.ErrNoStream) {
 			outcome = "missing"
 			return refusal, nil
 		}
 		if err != nil {
 			break
 		}
+		p.free()
+		p.release = release
 		var resp *http.Response
 		if resp, err = p.repeat(ctx, req, pauses); err == nil {
 			discard(refusal)
@@ -157,8 +150,7 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 		// viewers come back at once, and ask before that is known.
 		discard(refusal)
 		refusal = resp
-		p.release()
-		p.release = nil
+		p.free()
 	}
 	discard(refusal)
 	switch {
@@ -197,40 +189,44 @@ func (p *play) repeat(ctx context.Context, req *http.Request, pauses []time.Dura
 	return nil, errStillMissing
 }
 
-// answered notes the session that an answer opened, where it has to be looked after.
-func (p *play) answered(resp *http.Response) error {
-	if !sessionOpened(resp.StatusCode) {
-		return nil
-	}
-	u, err := resp.Request.URL.Parse(resp.Header.Get("Location"))
-	if err != nil || resp.Header.Get("Location") == "" {
-		return nil
-	}
+// answered keeps the demand of a session that an answer opened.
+func (p *play) answered(resp *http.Response) {
 	g := p.gateway
+	if !sessionOpened(resp.StatusCode) || g.o.Relays == nil {
+		return
+	}
+	u, ok := locationOf(resp.Request.URL, resp.Header)
+	if !ok {
+		return
+	}
+	header := authorizationOf(resp.Request.Header)
 	switch {
-	case g.o.Relays == nil:
 	case p.viewer != nil:
-		g.demand.opened(p.viewer, u.EscapedPath())
+		g.demand.opened(p.viewer, u.EscapedPath(), header)
 		p.viewer = nil
-	case !g.counts(p.stream):
-		v := &viewer{stream: p.stream, header: p.header, path: u.EscapedPath(), release: p.release}
+	case p.release != nil || !g.counts(p.stream):
+		// Where the server counts its readers, it does not count one that still connects.
+		v := &viewer{stream: p.stream, header: header, path: u.EscapedPath(), release: p.release}
 		if g.demand.add(v) {
 			p.release = nil // it is the viewer's now
 		} else {
 			g.log.Warn("too many sessions: this one is not counted as demand", "stream", p.stream)
 		}
 	}
-	return nil
 }
 
-// done frees what is not kept beyond the answer: everything where the play failed, and where the server counts its
-// readers itself.
+// done frees what is not kept beyond the answer.
 func (p *play) done() {
 	if p.viewer != nil {
 		p.gateway.demand.end(p.viewer)
 	}
+	p.free()
+}
+
+func (p *play) free() {
 	if p.release != nil {
 		p.release()
+		p.release = nil
 	}
 }
 

@@ -326,7 +326,7 @@ func TestDemandEndsByTime(t *testing.T) {
 			}
 			return 200
 		}},
-		"the server counts in a moment": {look: func(time.Duration) int { return 200 }, want: time.Second, most: 3 * time.Second, readers: func(d time.Duration) int {
+		"the server counts in a moment": {look: func(time.Duration) int { return 200 }, want: DefaultCountTime, most: 2 * time.Second, readers: func(d time.Duration) int {
 			if d >= 500*time.Millisecond {
 				return 1
 			}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"mime"
 	"net"
 	"net/http"
@@ -13,7 +12,9 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -44,28 +45,65 @@ type passage struct {
 	rename    func(*url.URL) string
 	// header makes the last changes to the header that is sent; nil: none.
 	header func(http.Header)
+	// failed is asked what to do about a server that did not answer: true where it has seen to it. nil: nobody is.
+	failed func(error) bool
 	sent   *http.Request // what was sent, from rewrite to modify
 	// answer sees the answer before its URLs are renamed; nil: nobody does.
 	answer func(*http.Response) error
 }
 
-func (g *Gateway) passage(r *http.Request, to *url.URL) *passage {
-	return &passage{gateway: g, to: to, transport: g.o.Transport, trusted: g.trusts(r)}
+func (g *Gateway) passage(w *recorder, r *http.Request, to *url.URL) *passage {
+	return &passage{gateway: g, to: to, transport: g.o.Transport, trusted: w.peer || g.trusts(r)}
 }
 
 // trusts says whether a request comes from a proxy whose X-Forwarded fields are believed.
 func (g *Gateway) trusts(r *http.Request) bool {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && g.trusted(from.Addr())
+}
+
+func (g *Gateway) trusted(a netip.Addr) bool {
+	a = a.Unmap()
+	return slices.ContainsFunc(g.o.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// client is the address that a request comes from: the nearest one that is no proxy or peer of ours. The zero value where
+// that cannot be told.
+func (g *Gateway) client(w *recorder, r *http.Request) netip.Addr {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return false
+		return netip.Addr{}
 	}
-	for _, p := range g.o.TrustedProxies {
-		if p.Contains(from.Addr().Unmap()) {
-			return true
+	addr := from.Addr().Unmap()
+	if !w.peer && !g.trusted(addr) {
+		return addr
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		a, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break // what stands before it may be anybody's word
+		}
+		if addr = a.Unmap(); !g.trusted(addr) {
+			break
 		}
 	}
-	return false
+	return addr
 }
+
+// bufferPool holds what bodies are copied through.
+type bufferPool struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+func (b *bufferPool) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+func (b *bufferPool) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
 
 func (p *passage) serve(w http.ResponseWriter, r *http.Request) {
 	proxy := httputil.ReverseProxy{
@@ -73,7 +111,8 @@ func (p *passage) serve(w http.ResponseWriter, r *http.Request) {
 		Transport:      p.transport,
 		ModifyResponse: p.modify,
 		ErrorHandler:   p.fail,
-		ErrorLog:       slog.NewLogLogger(p.gateway.log.Handler(), slog.LevelDebug),
+		ErrorLog:       p.gateway.proxyLog,
+		BufferPool:     &p.gateway.proxyBufs,
 	}
 	proxy.ServeHTTP(w, r)
 }
@@ -136,6 +175,9 @@ func sessionOpened(status int) bool {
 // fail answers for a server that did not.
 func (p *passage) fail(w http.ResponseWriter, r *http.Request, err error) {
 	g := p.gateway
+	if p.failed != nil && p.failed(err) {
+		return
+	}
 	if r.Context().Err() != nil { // the caller has gone; nobody reads this
 		if rec, ok := w.(*recorder); ok {
 			rec.status = statusGone
@@ -145,6 +187,11 @@ func (p *passage) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if hold, ok := errors.AsType[*holdError](err); ok {
 		w.Header().Set("Retry-After", hold.retryAfter)
 		g.refuse(w, r, http.StatusServiceUnavailable, hold.title, hold.detail)
+		return
+	}
+	if answer, ok := errors.AsType[*answerError](err); ok {
+		g.metrics.refused("answer")
+		g.refuse(w, r, http.StatusBadGateway, "Media server's answer cannot be used", answer.Error())
 		return
 	}
 	g.log.Warn("server did not answer", "server", p.to.Host, "method", r.Method, "error", err)
@@ -157,10 +204,9 @@ func (p *passage) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // refuse answers with a problem. Pages of other origins may read it, as they may read the server's answers.
-func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, status int, title, detail string) {
-	if r.Header.Get("Origin") != "" {
-		w.Header().Set("Access-Control-Allow-Origin", "*")
-		w.Header().Set("Access-Control-Expose-Headers", "Retry-After")
+func (g *Gateway) refuse(w http.ResponseWriter, _ *http.Request, status int, title, detail string) {
+	if rec, ok := w.(*recorder); ok {
+		rec.own = true
 	}
 	adapters.WriteProblem(w, status, title, detail)
 }

@@ -93,6 +93,22 @@ func flowsFrom(frames []*pb.PacketAge) map[adapters.StreamID]Flow {
 	return flows
 }
 
+func loadFrame(l Load) *pb.Load {
+	return &pb.Load{
+		Plays: count(l.Plays), Publications: count(l.Publications), MaxPlays: count(l.MaxPlays),
+		MaxPublications: count(l.MaxPublications), Url: l.URL,
+	}
+}
+
+func loadFrom(p *pb.Load) Load {
+	return Load{
+		Plays: int(p.GetPlays()), Publications: int(p.GetPublications()), MaxPlays: int(p.GetMaxPlays()),
+		MaxPublications: int(p.GetMaxPublications()), URL: p.GetUrl(),
+	}
+}
+
+func count(n int) uint32 { return uint32(min(max(n, 0), math.MaxInt32)) }
+
 // duration does not overflow, whatever a peer says.
 func duration(n uint64, unit time.Duration) time.Duration {
 	return time.Duration(min(n, uint64(math.MaxInt64/2/unit))) * unit

@@ -57,7 +57,18 @@ func (b *book) touch() {
 	b.changed = make(chan struct{})
 }
 
-func (b *book) Self() catalogue.Node { return b.self }
+func (b *book) Self() catalogue.Node {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.self
+}
+
+// outgrow is an Options.Outgrow.
+func (b *book) outgrow(incarnation uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.self.Incarnation = max(b.self.Incarnation, incarnation+1)
+}
 
 func (b *book) SetPeer(n catalogue.Node, holds []catalogue.Hold) error {
 	b.mu.Lock()
@@ -238,6 +249,7 @@ func start(t *testing.T, c config) *node {
 	o := Options{
 		Catalogue: b, Security: c.security, Listener: port.GRPC(), Address: c.address, Handler: c.handler,
 		Namespace: c.security.self.namespace, Version: "test", Features: []string{"a-feature-of-the-future"}, Dial: c.dial, Registerer: registry, Logger: log,
+		Outgrow: b.outgrow,
 	}
 	if c.options != nil {
 		c.options(&o)

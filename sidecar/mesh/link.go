@@ -121,6 +121,8 @@ type link struct {
 	flooding  bool                       // it sends so much that it is read slowly
 	flows     map[adapters.StreamID]Flow // of what this node pulls from the peer, as it said at flowsAt
 	flowsAt   time.Time
+	load      *pb.Load // as the peer said it at loadAt; nil: it says nothing
+	loadAt    time.Time
 	holds     map[adapters.StreamID]catalogue.Hold // nil before the first full set
 	holdsSeen uint64                               // the sequence of holds
 }
@@ -211,7 +213,11 @@ func (l *link) refuse(r *refusal) {
 
 func refusalFrame(r *refusal) *pb.Frame {
 	text := r.err.Error()
-	return &pb.Frame{Body: &pb.Frame_Refusal{Refusal: &pb.Refusal{Reason: text[:min(len(text), pb.MaxText)]}}}
+	refused := &pb.Refusal{Reason: text[:min(len(text), pb.MaxText)]}
+	if behind, ok := errors.AsType[*behindError](r); ok {
+		refused.Incarnation = behind.former
+	}
+	return &pb.Frame{Body: &pb.Frame_Refusal{Refusal: refused}}
 }
 
 // supersede lets the link live until then, unless the peer closes it before.
@@ -223,11 +229,12 @@ func (l *link) supersede(until time.Time) {
 	}
 }
 
-// overdue says when the link has to be looked at again, or why it ends now.
-func (l *link) overdue(now time.Time) (time.Time, error) {
+// overdue says when the link has to be looked at again, or why it ends now. woke is when this process woke last: what the peer
+// said before may still have to be read, and its next heartbeat comes within a period.
+func (l *link) overdue(now, woke time.Time) (time.Time, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	due := l.deadlineLocked()
+	due := later(l.deadlineLocked(), woke.Add(l.promised+relatedPeriod))
 	if !now.Before(due) {
 		return due, errLost
 	}
@@ -525,6 +532,7 @@ func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 	if len(b.GetPacketAges()) > 0 || len(l.flows) > 0 {
 		l.flows, l.flowsAt = flowsFrom(b.GetPacketAges()), now
 	}
+	l.load, l.loadAt = b.GetLoad(), now
 	l.handleEcho(b, now)
 	if l.beatNow {
 		l.wake.raise()
@@ -533,6 +541,16 @@ func (l *link) hear(b *pb.Heartbeat, now time.Time) (changed bool) {
 		l.mesh.wakeDeadline.raise()
 	}
 	return changed
+}
+
+// peerLoad is what the peer has to do; false where it takes no sessions for others, now or ever.
+func (l *link) peerLoad() (Load, time.Time, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.load == nil || !l.ready || l.draining {
+		return Load{}, time.Time{}, false
+	}
+	return loadFrom(l.load), l.loadAt, true
 }
 
 // handleEcho takes the round trip from an echo: the time since the heartbeat was sent, less what the peer kept it.
@@ -787,6 +805,10 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 	l.mu.Unlock()
 	m.mu.Unlock()
 	clock := m.o.Catalogue.Clock()
+	var load *pb.Load
+	if m.o.Load != nil && l.node.Cluster == m.self.Cluster {
+		load = loadFrame(m.o.Load())
+	}
 	var flows []*pb.PacketAge
 	if related && m.o.Flows != nil {
 		flows = flowFrames(m.o.Flows(l.node.ID))
@@ -803,6 +825,7 @@ func (l *link) heartbeat(now time.Time) *pb.Frame {
 		WantedPeriodMs: uint32(l.wanted.Milliseconds()),
 		Probe:          l.probeNow,
 		PacketAges:     flows,
+		Load:           load,
 	}
 	if l.echo != 0 {
 		b.EchoSequence = l.echo

@@ -82,6 +82,20 @@ type Flow struct {
 	Sequence uint64        // the origin's, as the node has it
 }
 
+// Load is how many sessions a node serves, and may; 0 is no bound.
+type Load struct {
+	Plays, Publications       int
+	MaxPlays, MaxPublications int
+	URL                       string // where viewers and publishers reach this very node; "": they do not
+}
+
+// PeerLoad is the load of a peer.
+type PeerLoad struct {
+	Node catalogue.NodeID
+	Load
+	At time.Time // when it said so
+}
+
 // Handler answers what peers ask of this node. Its methods are called concurrently, and must return at once: the peer's
 // other frames, heartbeats among them, wait meanwhile.
 type Handler interface {
@@ -122,7 +136,14 @@ type Options struct {
 	Features           []string
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
-	Flows      func(child catalogue.NodeID) map[adapters.StreamID]Flow
+	Flows func(child catalogue.NodeID) map[adapters.StreamID]Flow
+	// Outgrow gives this node an incarnation later than this one, as Catalogue.Self tells it from then on: a peer remembers by it
+	// an earlier process of the same node, which has gone, and this process does not. nil: it keeps the one that it has, and is
+	// refused there.
+	Outgrow func(incarnation uint64)
+	// Load is what this node has to do, for the heartbeats to nodes of its cluster; it is called from the links' goroutines.
+	// nil says nothing, and no session is placed here.
+	Load       func() Load
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
 	Logger     *slog.Logger          // nil: no logs
@@ -135,6 +156,7 @@ type Mesh struct {
 	process []byte
 	log     *slog.Logger
 	metrics *metrics
+	awake   *awake
 
 	wakeTargets  signal
 	wakeDeadline signal
@@ -145,6 +167,7 @@ type Mesh struct {
 
 	mu            sync.Mutex
 	peers         map[catalogue.NodeID]*peer
+	former        map[catalogue.NodeID]former
 	targets       map[string]*target
 	announcements map[string]*announcement // by the cluster that they are for
 	related       map[catalogue.NodeID]struct{}
@@ -173,10 +196,12 @@ func New(o Options) *Mesh {
 		process:       []byte(rand.Text()),
 		log:           o.Logger,
 		metrics:       newMetrics(o.Registerer),
+		awake:         newAwake(time.Now()),
 		wakeTargets:   newSignal(),
 		wakeDeadline:  newSignal(),
 		wakeAnnounce:  newSignal(),
 		peers:         map[catalogue.NodeID]*peer{},
+		former:        map[catalogue.NodeID]former{},
 		targets:       map[string]*target{},
 		announcements: map[string]*announcement{},
 		related:       map[catalogue.NodeID]struct{}{},
@@ -395,13 +420,29 @@ func (m *Mesh) PacketAge(parent catalogue.NodeID, stream adapters.StreamID) (tim
 	return f.Age + time.Since(at), true
 }
 
-// Heard is when a node was heard last; false where there is no connection to it.
+// Heard is when a node was heard last, or when this process woke, if that is later; false where there is no connection to it.
 func (m *Mesh) Heard(id catalogue.NodeID) (time.Time, bool) {
 	l := m.link(id)
 	if l == nil {
 		return time.Time{}, false
 	}
-	return l.lastHeard(), true
+	return later(l.lastHeard(), m.Awake()), true
+}
+
+// Loads are those of the nodes of the own cluster that are connected, ready and not about to leave, as they said last.
+func (m *Mesh) Loads() []PeerLoad {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []PeerLoad
+	for id, p := range m.peers {
+		if p.primary == nil || p.node.Cluster != m.self.Cluster {
+			continue
+		}
+		if load, at, ok := p.primary.peerLoad(); ok {
+			all = append(all, PeerLoad{Node: id, Load: load, At: at})
+		}
+	}
+	return all
 }
 
 // Sequence is the origin's sequence of a stream as its parent told it last; false where it has not said so on this
@@ -501,7 +542,7 @@ func (m *Mesh) hello(connection uint64) *pb.Hello {
 	defer m.mu.Unlock()
 	return &pb.Hello{
 		Node:        string(m.self.ID),
-		Incarnation: m.self.Incarnation,
+		Incarnation: m.o.Catalogue.Self().Incarnation,
 		Cluster:     m.self.Cluster,
 		Version:     m.o.Version,
 		Features:    m.o.Features,

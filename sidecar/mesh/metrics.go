@@ -20,6 +20,7 @@ type metrics struct {
 	frames      *prometheus.CounterVec
 	refused     *prometheus.CounterVec
 	lost        prometheus.Counter
+	sleeps      prometheus.Counter
 	dialsFailed prometheus.Counter
 	tlsFailures *prometheus.CounterVec
 	delayed     prometheus.Counter
@@ -51,6 +52,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		lost: f.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_mesh_heartbeats_lost_total",
 			Help: "Peers that were given up because their heartbeats did not come any more.",
+		}),
+		sleeps: f.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_mesh_sleeps_total",
+			Help: "Times that this process stood still for more than half a second, and could hear nobody.",
 		}),
 		dialsFailed: f.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_mesh_dials_failed_total",

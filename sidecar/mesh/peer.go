@@ -15,6 +15,13 @@ import (
 // supersededGrace is how long the side that should not close a superseded link waits for the other one to do it.
 const supersededGrace = 5 * time.Second
 
+// maxFormer bounds the processes that are remembered, maxOutgrow the incarnations of which a peer is believed: no node was
+// started more often than that.
+const (
+	maxFormer  = 4 * maxPeers
+	maxOutgrow = 1 << 20
+)
+
 // toldFor is how long a death that another node has told of is not told again.
 const toldFor = 5 * time.Second
 
@@ -23,12 +30,14 @@ var (
 	errSelf       = errors.New("this is the node itself")
 	errImpostor   = errors.New("another process uses the same node id")
 	errStale      = errors.New("a later incarnation of the node is connected")
+	errBehind     = errors.New("another process of the node was connected, of no earlier incarnation")
 	errDuplicate  = errors.New("the nodes are connected already")
 	errSuperseded = errors.New("another connection of the same two nodes took its place")
 	errLost       = errors.New("heartbeat lost")
 	errGoodbye    = errors.New("the node said goodbye")
 	errClosing    = errors.New("this node is leaving")
 	errFull       = errors.New("too many peers")
+	errOutgrown   = errors.New("this node has taken a later incarnation")
 )
 
 // peer is a node that is alive, as far as this one can tell. Its fields are guarded by Mesh.mu.
@@ -71,24 +80,87 @@ func (m *Mesh) check(h *pb.Hello) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.flooded(catalogue.NodeID(h.GetNode()), time.Now()) {
+	id := catalogue.NodeID(h.GetNode())
+	if m.flooded(id, time.Now()) {
 		return errFlood
 	}
-	p := m.peers[catalogue.NodeID(h.GetNode())]
-	if p == nil {
-		return nil
-	}
-	for _, o := range p.links {
-		switch {
-		case o.ended():
-			continue
-		case o.node.Incarnation > h.GetIncarnation():
-			return fmt.Errorf("incarnation %d after %d: %w", h.GetIncarnation(), o.node.Incarnation, errStale)
-		case o.node.Incarnation == h.GetIncarnation() && !bytes.Equal(o.process, h.GetProcess()):
-			return fmt.Errorf("node id %s, incarnation %d: %w", h.GetNode(), h.GetIncarnation(), errImpostor)
+	if p := m.peers[id]; p != nil {
+		for _, o := range p.links {
+			switch {
+			case o.ended():
+				continue
+			case o.node.Incarnation > h.GetIncarnation():
+				m.doubt(o)
+				return fmt.Errorf("incarnation %d after %d: %w", h.GetIncarnation(), o.node.Incarnation, errStale)
+			case o.node.Incarnation == h.GetIncarnation() && !bytes.Equal(o.process, h.GetProcess()):
+				m.doubt(o)
+				return fmt.Errorf("node id %s, incarnation %d: %w", h.GetNode(), h.GetIncarnation(), errImpostor)
+			}
 		}
 	}
-	return nil
+	return m.former[id].check(h)
+}
+
+// doubt asks a peer whether it is alive after all: another process says that it is that node, and need not wait until a
+// distant node's heartbeat is lost. The caller holds mu.
+func (m *Mesh) doubt(l *link) {
+	l.probe()
+	m.wakeDeadline.raise()
+}
+
+// former is a process of a node, as it is remembered when it has gone: the latest of that node. While it is connected, another
+// that comes with the same id is refused. When it is not, and a process without a memory comes in its place, that one is told by
+// which incarnation it is remembered: what is said of an earlier incarnation counts nowhere.
+type former struct {
+	incarnation uint64
+	process     []byte
+}
+
+// behindError turns away a process that must come again with a later incarnation.
+type behindError struct{ former, incarnation uint64 }
+
+func (e *behindError) Error() string {
+	return fmt.Sprintf("incarnation %d after %d: %v", e.incarnation, e.former, errBehind)
+}
+
+func (e *behindError) Unwrap() error { return errBehind }
+
+func (f former) check(h *pb.Hello) error {
+	if f.process == nil || f.incarnation < h.GetIncarnation() || bytes.Equal(f.process, h.GetProcess()) {
+		return nil
+	}
+	return &behindError{former: f.incarnation, incarnation: h.GetIncarnation()}
+}
+
+// remember keeps what is known of a process that has come. The caller holds mu.
+func (m *Mesh) remember(l *link) {
+	if l.node.Incarnation < m.former[l.node.ID].incarnation {
+		return
+	}
+	if _, ok := m.former[l.node.ID]; !ok && len(m.former) >= maxFormer {
+		for id := range m.former {
+			if m.peers[id] == nil {
+				delete(m.former, id)
+				break
+			}
+		}
+	}
+	m.former[l.node.ID] = former{incarnation: l.node.Incarnation, process: l.process}
+}
+
+// outgrow takes a peer's word that it remembers an earlier process of this node, and says whether that means anything here.
+func (m *Mesh) outgrow(remembered uint64) bool {
+	own := m.o.Catalogue.Self().Incarnation
+	switch {
+	case m.o.Outgrow == nil || remembered > maxOutgrow:
+		return false
+	case remembered < own: // another peer has said so meanwhile
+		return true
+	}
+	m.log.Warn("a peer remembers an earlier process of this node, which this one does not; going on as a later one",
+		"incarnation", own, "remembered", remembered)
+	m.o.Outgrow(remembered)
+	return true
 }
 
 // keep takes a link whose handshake is done: the dialler before it confirms, the other side when it was confirmed.
@@ -120,7 +192,11 @@ func (m *Mesh) keep(l *link) error {
 			return errSuperseded
 		}
 	}
+	if err := m.former[l.node.ID].check(&pb.Hello{Incarnation: l.node.Incarnation, Process: l.process}); err != nil {
+		return err
+	}
 	m.peers[l.node.ID] = p
+	m.remember(l)
 	if l.node.Incarnation > p.node.Incarnation || l.node.Cluster != p.node.Cluster {
 		p.node = l.node
 	}
@@ -306,15 +382,35 @@ func (m *Mesh) countPeers() {
 func (m *Mesh) watchDeadlines(ctx context.Context) {
 	timer := time.NewTimer(distantPeriod)
 	defer timer.Stop()
+	tick := time.NewTicker(awakeTick)
+	defer tick.Stop()
 	for {
+		m.look(time.Now())
 		timer.Reset(max(time.Until(m.expire(time.Now())), time.Millisecond))
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		case <-m.wakeDeadline:
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				due = m.look(time.Now())
+			case <-timer.C:
+				due = true
+			case <-m.wakeDeadline:
+				due = true
+			}
 		}
 	}
+}
+
+// look notices that this process has slept.
+func (m *Mesh) look(now time.Time) (slept bool) {
+	d := m.awake.tick(now)
+	if d == 0 {
+		return false
+	}
+	m.metrics.sleeps.Inc()
+	m.log.Warn("this process stood still; peers are not given up for what was not heard of them meanwhile", "for", d)
+	return true
 }
 
 // expire does what is due, and says when to look again.
@@ -324,10 +420,12 @@ func (m *Mesh) expire(now time.Time) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := now.Add(distantPeriod)
+	woke := m.awake.since(now)
 	for _, p := range m.peers {
 		if len(p.links) == 0 {
-			if now.Before(p.deadline) {
-				next = earlier(next, p.deadline)
+			// They may have given this node up meanwhile, and need a moment to come back.
+			if due := later(p.deadline, woke.Add(lostAfter(relatedPeriod))); now.Before(due) {
+				next = earlier(next, due)
 				continue
 			}
 			m.metrics.lost.Inc()
@@ -335,7 +433,7 @@ func (m *Mesh) expire(now time.Time) time.Time {
 			continue
 		}
 		for _, l := range p.links {
-			due, why := l.overdue(now)
+			due, why := l.overdue(now, woke)
 			if why != nil {
 				l.end(why)
 				continue
@@ -344,6 +442,13 @@ func (m *Mesh) expire(now time.Time) time.Time {
 		}
 	}
 	return next
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 func earlier(a, b time.Time) time.Time {

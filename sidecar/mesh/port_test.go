@@ -235,8 +235,15 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	since := a.status("b").Since
 	before := shared.material()
 
-	// A swap that is seen half way: the certificate is new, the key is not.
+	// A swap that is seen half way: the certificate is new, the key is not. Files of the same size that were written in one tick of
+	// the file system's clock could not be told apart.
 	next := certificates(t)
+	for _, name := range []string{certificateFile, keyFile, authorityFile} {
+		later := time.Now().Add(time.Second)
+		if err := os.Chtimes(filepath.Join(next, name), later, later); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := os.Rename(filepath.Join(next, certificateFile), filepath.Join(dir, certificateFile)); err != nil {
 		t.Fatal(err)
 	}

@@ -266,7 +266,9 @@ func (m *Mesh) welcome(stream acceptedStream) (*link, error) {
 	case err != nil:
 		return nil, err
 	case next.GetRefusal() != nil:
-		log.Warn("refused by peer", "error", next.GetRefusal().GetReason())
+		if r := next.GetRefusal(); r.GetIncarnation() == 0 || !m.outgrow(r.GetIncarnation()) {
+			log.Warn("refused by peer", "error", r.GetReason())
+		}
 		return nil, nil
 	case next.GetConfirm() == nil:
 		return nil, refuse(&refusal{reason: "order", err: errors.New("the second frame is not a confirmation")})
@@ -319,7 +321,7 @@ func reasonOf(err error) string {
 		return "identity"
 	case errors.Is(err, errFlood):
 		return "rate"
-	case errors.Is(err, errStale):
+	case errors.Is(err, errStale), errors.Is(err, errBehind):
 		return "stale"
 	case errors.Is(err, catalogue.ErrJump):
 		return "clock"
@@ -336,7 +338,7 @@ func statusOf(err error) error {
 		return nil
 	case errors.Is(err, errImpostor), errors.Is(err, errForeign):
 		code = codes.PermissionDenied
-	case errors.Is(err, errStale), errors.Is(err, catalogue.ErrJump):
+	case errors.Is(err, errStale), errors.Is(err, errBehind), errors.Is(err, catalogue.ErrJump):
 		code = codes.FailedPrecondition
 	case errors.Is(err, errDuplicate), errors.Is(err, errSuperseded):
 		code = codes.AlreadyExists
@@ -348,5 +350,11 @@ func statusOf(err error) error {
 	if s, ok := status.FromError(err); ok {
 		return s.Err()
 	}
-	return status.Error(code, err.Error())
+	s := status.New(code, err.Error())
+	if behind, ok := errors.AsType[*behindError](err); ok {
+		if more, err := s.WithDetails(&pb.Refusal{Incarnation: behind.former}); err == nil {
+			s = more
+		}
+	}
+	return s.Err()
 }

@@ -141,7 +141,7 @@ func (m *Mesh) pursue(ctx, links context.Context, t *target) {
 			return
 		}
 		now := time.Now()
-		if now.Sub(began) >= steadyAfter || errors.Is(err, errSelf) || errors.Is(err, errDuplicate) {
+		if now.Sub(began) >= steadyAfter || errors.Is(err, errSelf) || errors.Is(err, errDuplicate) || errors.Is(err, errOutgrown) {
 			pauses.Reset()
 		}
 		m.attempted(t, err, now, pauses.NextBackOff())
@@ -175,7 +175,7 @@ func (m *Mesh) attempted(t *target, err error, now time.Time, pause time.Duratio
 		t.err = nil
 		t.next = now.Add(lookAgain + rand.N(time.Minute))
 		return
-	case errors.Is(err, errGoodbye), errors.Is(err, errSuperseded):
+	case errors.Is(err, errGoodbye), errors.Is(err, errSuperseded), errors.Is(err, errOutgrown):
 		t.err = nil
 	case errors.Is(err, errLost), errors.Is(err, errBroken):
 		t.err = err // was logged where the link ended
@@ -260,6 +260,9 @@ func (m *Mesh) introduce(ctx context.Context, conn *grpc.ClientConn, t *target) 
 		return nil, m.turnAway(stream, r)
 	}
 	if err != nil {
+		if remembered := behind(err); remembered > 0 && m.outgrow(remembered) {
+			return nil, errOutgrown
+		}
 		return nil, plain(err)
 	}
 	theirs := first.GetHello()
@@ -347,6 +350,16 @@ func (s *dialledStream) recv() (*pb.Frame, error) {
 type turnedAway struct{ reason string }
 
 func (e *turnedAway) Error() string { return "refused by the peer: " + e.reason }
+
+// behind is the incarnation by which a peer that refuses this node remembers another process of it; 0: it does not say.
+func behind(err error) uint64 {
+	for _, detail := range status.Convert(err).Details() {
+		if r, ok := detail.(*pb.Refusal); ok {
+			return r.GetIncarnation()
+		}
+	}
+	return 0
+}
 
 // plain takes grpc-go's wrapping off an error that a person will read.
 func plain(err error) error {

@@ -32,6 +32,8 @@ const (
 	boundaryPatience = 500 * time.Millisecond
 	// The old source flows where something of it came this recently.
 	flowing = 200 * time.Millisecond
+	// And where they lie further than this from those told by the content of a single frame, that frame is not believed.
+	tailDoubt = 300 * time.Millisecond
 	// Where timestamps told by clocks lie further than this from those told by arrival, the clocks are not believed.
 	clockDoubt = 3 * time.Second
 )
@@ -80,6 +82,7 @@ type SourceState struct {
 // ChangeStatus is one change of source, as `explain` shows it.
 type ChangeStatus struct {
 	At    time.Time     `json:"at"`
+	To    string        `json:"to"` // host and port of the new source
 	Took  time.Duration `json:"took"`
 	How   string        `json:"how,omitempty"` // HowAligned, HowKeyFrame or HowClock
 	Error string        `json:"error,omitempty"`
@@ -91,6 +94,7 @@ type upstream struct {
 	source   Source
 	initial  bool // of the session's begin
 	session  *whip.Session
+	conn     *media.Conn
 	arrivals chan struct{} // capacity 1: a track has come
 	failures chan error    // capacity 1: it cannot be gone on with
 	ended    chan struct{} // closed when err is set
@@ -99,6 +103,7 @@ type upstream struct {
 	// Guarded by the session's mu.
 	feeds   []*feed
 	current bool
+	layer   string // of simulcast that was asked for; "": the parent's choice
 }
 
 func (s *Session) newUpstream(source Source, initial bool) *upstream {
@@ -123,6 +128,7 @@ func (u *upstream) watch(ctx context.Context) {
 	over := make(chan error, 1)
 	var group sync.WaitGroup
 	group.Go(func() { over <- ended(u.session.Wait(inner)) })
+	group.Go(func() { u.chooseLayers(inner) })
 	select {
 	case u.err = <-over:
 	case u.err = <-u.failures:
@@ -158,9 +164,13 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		s.stepLocked(StepFirstPacket)
 	}
 	known, l := u.feedLocked(t.Kind()), s.laneLocked(t.Kind())
+	flows := s.published && (u.initial || u.current)
 	switch {
 	case known != nil && t.RID() != "":
 		return nil // another simulcast layer: one is relayed
+	case known != nil && flows:
+		// The sender has found that its SSRC was another's too, and taken a new one (RFC 3550, section 8.2), or begun anew.
+		l.renewed.Add(1)
 	case known != nil:
 		u.fail(fmt.Errorf("it began a second %s track", t.Kind()))
 		return nil
@@ -178,11 +188,11 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 		u.fail(err)
 		return nil
 	}
-	u.feeds = append(u.feeds, f)
+	u.feeds = append(slices.DeleteFunc(u.feeds, func(other *feed) bool { return other == known }), f)
 	switch {
 	case l.track.Load() == nil:
 		l.begin(f)
-	case u.current:
+	case u.current || known != nil:
 		f.late = true
 	}
 	select {
@@ -262,6 +272,8 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	defer grace.Stop()
 	silence := time.NewTimer(silenceMax)
 	defer silence.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
 	live := s.live
 	var lost error
 	var attempt chan attempted // of the change under way
@@ -287,7 +299,7 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 				if attempt != nil {
 					s.discard(ctx, <-attempt, ErrNotLive)
 				}
-				return &SessionError{Side: Parent, Step: "relay", Err: current.err}
+				return &SessionError{Side: Parent, Step: stepOfEnd(current.err), Err: current.err}
 			}
 			lost = current.err
 			dead := current.session
@@ -321,12 +333,17 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			lost = nil
 			s.mu.Lock()
 			s.upstream = current
+			s.discarded.add(old.conn)
 			s.mu.Unlock()
 			s.setState(SourceState{Flow: FlowOn, Since: time.Now()})
 			a.request.result <- a.result
 		case <-grace.C:
 			if attempt == nil {
 				return &SessionError{Side: Parent, Step: "relay", Err: lost}
+			}
+		case <-look.C:
+			if live == nil {
+				s.options.Metrics.look(s)
 			}
 		case <-silence.C:
 			again := silenceMax
@@ -336,6 +353,14 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			silence.Reset(again)
 		}
 	}
+}
+
+// stepOfEnd is what a live relay was doing when its source ended.
+func stepOfEnd(err error) string {
+	if errors.Is(err, ErrCodecDiffers) {
+		return "change codec"
+	}
+	return "relay"
 }
 
 func (s *Session) grace() time.Duration {
@@ -412,6 +437,9 @@ func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRe
 		group.Go(func() { s.close(ctx, Parent, u.session, freeFailed) }) // another source may be waiting for its turn
 	}
 	status := ChangeStatus{At: began, Took: took, How: how}
+	if at := r.source.From.URL; at != nil {
+		status.To = at.Host
+	}
 	if err != nil {
 		status.Error = err.Error()
 		s.logger.Warn("relay keeps its source", "error", err)
@@ -556,7 +584,15 @@ func (h *handover) align(ctx context.Context) error {
 				began = time.Now()
 			}
 			codec := f.lane.codec.RTPCodecCapability
-			if found, ok := align(codec.MimeType, codec.ClockRate, f.descriptor, before, after); ok {
+			found, ok := align(codec.MimeType, codec.ClockRate, f.descriptor, before, after)
+			if !ok && f == h.video && !h.flows() {
+				near := func(offset uint32) bool {
+					apart := int32(offset - h.offset(f, before, after))
+					return uint32(max(apart, -apart)) <= ticks(tailDoubt, codec.ClockRate)
+				}
+				found, ok = alignTail(codec.MimeType, codec.ClockRate, f.descriptor, before, after, near)
+			}
+			if ok {
 				h.seams[f] = found
 				if f == h.video {
 					seen = time.Now()
@@ -568,7 +604,7 @@ func (h *handover) align(ctx context.Context) error {
 						whole++
 					}
 				}
-				hopeless = whole > alignUnits
+				hopeless = whole > alignUnits && time.Since(began) > alignTick // what came out of order has come
 			}
 		}
 		patience, sound := alignPatience, soundPatience

@@ -668,7 +668,7 @@ func TestChangeFails(t *testing.T) {
 	if s := v.story(0); s.missing > 0 || s.repeated > 0 {
 		t.Errorf("%+v", s)
 	}
-	if changes := subject.Status().Changes; len(changes) < 2 || changes[0].Error == "" {
+	if changes := subject.Status().Changes; len(changes) < 2 || changes[0].Error == "" || changes[0].To == "" {
 		t.Errorf("status: %+v", changes)
 	}
 }

@@ -31,14 +31,23 @@ type Claims struct {
 type lease struct {
 	epoch  uint64
 	holder catalogue.NodeID
-	until  time.Time
-	holds  bool             // the holder is seen to hold the stream: the lease does not end
-	held   bool             // it was
-	next   catalogue.NodeID // who asked last in vain
-	asked  time.Time
+	// The holder's: a process that was killed and came back has lost what it was granted.
+	incarnation uint64
+	until       time.Time
+
+	holds bool             // the holder is seen to hold the stream: the lease does not end
+	held  bool             // it was
+	next  catalogue.NodeID // who asked last in vain
+	asked time.Time
 }
 
 func (l *lease) stands(now time.Time) bool { return l.holds || now.Before(l.until) }
+
+// lives says whether the process that has the lease is there.
+func (l *lease) lives(s *catalogue.State) bool {
+	n, ok := s.Node(l.holder)
+	return ok && s.Near(l.holder) && n.Incarnation == l.incarnation
+}
 
 // NewClaims makes an owner that has granted nothing.
 func NewClaims() *Claims { return &Claims{leases: map[adapters.StreamID]*lease{}} }
@@ -77,7 +86,7 @@ func (c *Claims) Claim(
 		l = &lease{}
 		c.leases[stream] = l
 	}
-	keeps := s.Near(l.holder) && (s.Fit(l.holder) || !s.Fit(from))
+	keeps := l.lives(s) && (s.Fit(l.holder) || !s.Fit(from))
 	if keeps && l.stands(now) && (l.epoch == epoch || l.epoch > epoch && news(row, l.epoch)) {
 		if l.holder != from {
 			l.next, l.asked = from, now
@@ -89,8 +98,9 @@ func (c *Claims) Claim(
 	if waits && l.holder == from && !l.held && l.epoch == epoch {
 		holder = l.next // from had its chance
 	}
-	*l = lease{epoch: epoch, holder: holder, until: now.Add(leaseTime)}
-	l.observe(now, row)
+	n, _ := s.Node(holder)
+	*l = lease{epoch: epoch, holder: holder, incarnation: n.Incarnation, until: now.Add(leaseTime)}
+	l.observe(now, s, row)
 	return answer(from, holder)
 }
 
@@ -122,12 +132,12 @@ func (c *Claims) Observe(now time.Time, s *catalogue.State) {
 	if ok && len(changed) < len(c.leases) {
 		for _, stream := range changed {
 			if l := c.leases[stream]; l != nil {
-				l.observe(now, s.Row(stream))
+				l.observe(now, s, s.Row(stream))
 			}
 		}
 	} else {
 		for stream, l := range c.leases {
-			l.observe(now, s.Row(stream))
+			l.observe(now, s, s.Row(stream))
 		}
 	}
 	if now.Sub(c.swept) >= leaseTime {
@@ -135,12 +145,13 @@ func (c *Claims) Observe(now time.Time, s *catalogue.State) {
 	}
 }
 
-func (l *lease) observe(now time.Time, row *catalogue.Row) {
+func (l *lease) observe(now time.Time, s *catalogue.State, row *catalogue.Row) {
 	h, holds := row.Hold(l.holder)
 	best, _ := row.Winner()
 	holds = holds && h.Publication() == best
 	if holds {
-		l.epoch = h.Epoch
+		n, _ := s.Node(l.holder)
+		l.epoch, l.incarnation = h.Epoch, n.Incarnation
 	}
 	if holds || l.holds {
 		l.until, l.held = now.Add(leaseTime), true

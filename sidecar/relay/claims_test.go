@@ -192,3 +192,30 @@ func TestLeasesAreBounded(t *testing.T) {
 	o.want("a2", 1, "granted")
 	o.want("a3", 1, "a2")
 }
+
+// A process that was killed, and is back before anybody missed it, has lost what it was granted; unless it has the stream.
+func TestLeaseEndsWithItsProcess(t *testing.T) {
+	o := newOwner(t)
+	o.want("a2", 5, "granted")
+	o.want("a3", 5, "a2")
+	reborn := catalogue.Node{ID: "a2", Cluster: "a", Incarnation: 1}
+	if err := o.catalogue.SetPeer(reborn, nil); err != nil {
+		t.Fatal(err)
+	}
+	o.observe()
+	o.want("a3", 5, "granted")
+	o.want("a2", 5, "a3")
+
+	o.holds("b1", hold(6, "b1"))
+	o.want("a2", 6, "granted")
+	if err := o.catalogue.SetPeer(reborn, []catalogue.Hold{hold(6, "b1", "a2")}); err != nil {
+		t.Fatal(err)
+	}
+	o.observe()
+	reborn.Incarnation++
+	if err := o.catalogue.SetPeer(reborn, []catalogue.Hold{hold(6, "b1", "a2")}); err != nil {
+		t.Fatal(err)
+	}
+	o.observe()
+	o.want("a3", 6, "a2")
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ import (
 const (
 	videoHistory = 512 // packets: two seconds at 2 Mbit/s
 	audioHistory = 128
+	// A stream of more than that keeps a time, up to so many packets.
+	historyTime = time.Second
+	historyMost = 4096
 
 	// What was kept while the local server connected goes out in bursts: a receive buffer of Linux' default size holds
 	// 92 packets of full size, and other streams want room in it too.
@@ -61,7 +65,10 @@ type lane struct {
 	extensions map[uint8]string
 	out        *media.Sender
 
+	outlet atomic.Pointer[outlet] // on the way to out; nil: packets go there at once. What it points to is guarded by mu
+
 	track   atomic.Pointer[media.Track] // of the current feed; nil: not come yet
+	renewed atomic.Uint64               // times that the source began to send under another SSRC
 	started chan struct{}               // closed with the first packet sent on
 
 	mu      sync.Mutex // guards what follows
@@ -76,6 +83,10 @@ type lane struct {
 
 	seenPacket, seenKeyFrame bool
 
+	past  media.TrackStats // of the tracks before the current one
+	delay delay
+
+	keyAt    time.Time // when a key frame came last
 	last     edge
 	arrival  time.Time // of the last packet
 	frameAt  time.Time // of the newest frame's first packet
@@ -127,9 +138,11 @@ type held struct {
 }
 
 func newLane(kind webrtc.RTPCodecType, newest *atomic.Int64, report func(string)) *lane {
-	return &lane{
+	l := &lane{
 		kind: kind, history: media.NewHistory(historyOf(kind)), newest: newest, report: report, started: make(chan struct{}),
 	}
+	l.history.Keep(historyTime, historyMost)
+	return l
 }
 
 func historyOf(kind webrtc.RTPCodecType) int {
@@ -254,10 +267,11 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	if f.moved && !f.placeLocked(p) {
 		return false
 	}
-	l.history.Add(p)
+	position := l.history.Add(p)
 	l.noteLocked(p)
 	if l.through {
-		l.out.Packet(p)
+		l.sendLocked(p, position)
+		l.delay.sample(p)
 		if l.next != nil && l.endsLocked() {
 			l.switchLocked(l.next)
 		}
@@ -292,6 +306,9 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 func (l *lane) noteLocked(p *media.Packet) {
 	h := &p.Header
 	l.arrival = p.Arrival
+	if p.KeyFrame {
+		l.keyAt = p.Arrival
+	}
 	if l.last.ok && int16(h.SequenceNumber-l.last.sequence) <= 0 {
 		return
 	}
@@ -375,6 +392,15 @@ func (l *lane) requestKeyFrame() {
 	}
 }
 
+// tellClock hands on what the source has said of its clocks, if it has.
+func (l *lane) tellClock() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heard != nil {
+		l.out.SenderReport(*l.heard)
+	}
+}
+
 // open lets packets into the local server, which is connected now, and returns once they flow by themselves or wait for
 // the parent: for its first audio packet, or a key frame.
 func (l *lane) open(ctx context.Context) error {
@@ -419,8 +445,8 @@ func (l *lane) advanceLocked(n int) (more bool) {
 	for range n {
 		switch l.history.At(l.at, &p) {
 		case media.Read:
+			l.sendLocked(&p, l.at)
 			l.at++
-			l.out.Packet(&p)
 		case media.Overrun: // the group of pictures has outgrown the history
 			l.flowing = false
 			l.requestKeyFrame()
@@ -578,8 +604,12 @@ func (l *lane) endsLocked() bool {
 
 // switchLocked makes a feed the current one.
 func (l *lane) switchLocked(f *feed) {
-	if old := l.current; old != nil {
+	old := l.current
+	if old != nil {
 		old.done = true
+	}
+	if t := l.track.Load(); t != nil {
+		l.past = l.past.Plus(t.Stats())
 	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))
@@ -591,6 +621,9 @@ func (l *lane) switchLocked(f *feed) {
 	l.current = f
 	l.track.Store(f.track)
 	if l.out != nil {
+		if o := l.outlet.Load(); o != nil && old != nil && !maps.Equal(old.extensions, f.extensions) {
+			o.flush() // what waits has its extensions by the old ids
+		}
 		l.out.SetExtensions(f.extensions)
 	}
 	l.interval, l.frameAt = 0, time.Time{}
@@ -663,9 +696,9 @@ func (l *lane) finish(mime string, broken, whole []media.Packet) bool {
 			return false // cannot be: there is nothing in the header that could be wrong
 		}
 		p.Arrival = now
-		l.history.Add(p)
+		position := l.history.Add(p)
 		l.noteLocked(p)
-		l.out.Packet(p)
+		l.sendLocked(p, position)
 	}
 	l.last.marker = true
 	return true

@@ -36,6 +36,7 @@ const (
 	quietAgain   = 500 * time.Millisecond // after which it is looked at again
 	moveTimeout  = 20 * time.Second       // for a change of parent
 	graceTime    = 15 * time.Second       // without a source that may be used
+	returnTime   = 8 * time.Second        // for which what is quiet is kept, where nobody else has it
 	goneTime     = 2 * time.Second        // for which a parent that fell silent is not believed to hold the stream
 
 	// A parent says every half a second how old its last packet is. Where a stream has fallen silent here, it is waited for
@@ -117,6 +118,8 @@ type Runner interface {
 	Change(ctx context.Context, to Source) (how string, err error)
 	// Source is how the source stands; the channel is closed when that changes.
 	Source() (SourceState, <-chan struct{})
+	// Joined says that there are more viewers at the local server than before.
+	Joined()
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
 	Location() string
 	Status() SessionStatus
@@ -139,7 +142,9 @@ type ManagerOptions struct {
 	NewSource func(Spec) Source
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
-	Remember   func(context.Context)
+	Remember func(context.Context)
+	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
+	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
@@ -195,6 +200,8 @@ type entry struct {
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
+	yielding   int       // publishers at this node, for whom no relay is begun
+	yieldUntil time.Time // until when none is, after that
 
 	waiting int           // of those held, who wait for the outcome
 	outcome error         // nil, errPending, or why there is no stream
@@ -213,6 +220,7 @@ type failure struct {
 // run is one attempt to relay a stream, or one relay.
 type run struct {
 	parent      catalogue.NodeID
+	incarnation uint64 // the parent's, as it granted
 	outside     bool
 	publication catalogue.Publication
 	path        []catalogue.NodeID // ends in this node; nil until the parent has granted
@@ -221,7 +229,8 @@ type run struct {
 	sequence    uint64 // the origin's, as the parent told it last
 	session     Runner // nil until granted
 	cancel      context.CancelFunc
-	stopping    string // why it is being ended, "" if it is not
+	over        chan struct{} // closed when it has ended
+	stopping    string        // why it is being ended, "" if it is not
 	why         planner.Reason
 	since       time.Time
 	liveAt      time.Time
@@ -248,6 +257,9 @@ func (r *run) ending() bool { return r != nil && (r.stopping != "" || r.withdraw
 func NewManager(o ManagerOptions) *Manager {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Awake == nil {
+		o.Awake = func() time.Time { return time.Time{} }
 	}
 	o.Linger = cmp.Or(o.Linger, defaultLinger)
 	o.MaxRelays = cmp.Or(o.MaxRelays, defaultMaxRelays)
@@ -341,9 +353,13 @@ func (m *Manager) Report(streams []adapters.Stream) {
 			m.touch(id)
 		}
 	}
+	before := m.server
 	m.server = server
 	for id, e := range m.entries {
 		r := e.run
+		if r != nil && r.session != nil && server[id].Readers > max(before[id].Readers, 0) {
+			r.session.Joined()
+		}
 		if !r.live() {
 			continue
 		}
@@ -629,6 +645,7 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 		}
 		m.wait(e, now, d.Until)
 		m.wait(e, now, e.retryAt)
+		m.wait(e, now, e.yieldUntil)
 	}
 	m.publish()
 	m.count()
@@ -724,9 +741,7 @@ func (m *Manager) relay(e *entry, state *catalogue.State, now time.Time) planner
 		return relay
 	}
 	last := r.session.LastPacket()
-	if last.Before(r.liveAt) {
-		last = r.liveAt
-	}
+	last = later(later(last, r.liveAt), m.o.Awake())
 	if quiet := last.Add(quietTime); now.Before(quiet) {
 		m.wait(e, now, quiet)
 		return relay
@@ -848,6 +863,9 @@ func (m *Manager) raise(state *catalogue.State, id adapters.StreamID, now time.T
 	if e == nil {
 		e = m.entry(id)
 	}
+	if published {
+		e.yieldUntil = time.Time{} // the publisher has come; when it goes, what others publish is wanted
+	}
 	if e.demand.Any() {
 		e.lastDemand = now // so it was until now
 	}
@@ -877,7 +895,8 @@ func (m *Manager) idle(e *entry, now time.Time) bool {
 		}
 		delete(e.failures, parent)
 	}
-	return e.run == nil && !e.asking && e.held == 0 && len(e.failures) == 0
+	m.wait(e, now, e.yieldUntil)
+	return e.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) && len(e.failures) == 0
 }
 
 func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
@@ -891,12 +910,18 @@ func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.
 func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, now time.Time) (start func()) {
 	d := e.decision
 	// What has lost its source waits for a while: its publisher may return, and its viewers are still here.
-	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs || d.Why == planner.WhyQuiet || d.Why == planner.WhyTurned
+	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
+	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && m.o.NewSource != nil && e.run.live():
 		// Its source is one no longer; what it publishes can have another.
 		m.darken(e, e.run)
+		if waits = nobody; waits {
+			// No longer than its parent waits for the publisher, who may want to come back by this node.
+			e.run.darkAt = now.Add(returnTime - graceTime)
+			m.wait(e, now, now.Add(returnTime))
+		}
 		m.o.Logger.Warn("relay leaves its source", "stream", e.id, "parent", e.run.parent, "why", d.End)
 	default:
 		m.stop(e, endOf(d.End))
@@ -932,7 +957,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 		case r != nil && !r.ending():
 			m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 			m.stop(e, endMoved)
-		case r != nil || now.Before(e.retryAt) || m.occupied(e):
+		case r != nil || e.yielding > 0 || now.Before(e.yieldUntil) || now.Before(e.retryAt) || m.occupied(e):
 			// It goes on when that has ended.
 		case m.runs >= m.o.MaxRelays:
 			outcome = ErrFull
@@ -978,7 +1003,7 @@ func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
-		tracks: d.Hold.Tracks, cancel: cancel, why: d.Why, since: now,
+		tracks: d.Hold.Tracks, cancel: cancel, over: make(chan struct{}), why: d.Why, since: now,
 	}
 	e.run = r
 	m.runs++
@@ -1046,7 +1071,7 @@ func (m *Manager) moved(e *entry, r, next *run, how string, err error) {
 	default:
 		r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 		r.tracks, r.sequence, r.why, r.since = next.tracks, next.sequence, next.why, next.since
-		r.reported, r.seen, r.before = false, false, next.before
+		r.reported, r.seen, r.before, r.incarnation = false, false, next.before, next.incarnation
 		m.relight(e, r)
 		m.publish()
 		m.o.Logger.Info("relay has changed its parent", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch,
@@ -1099,12 +1124,20 @@ func (m *Manager) watch(e *entry, r *run, session Runner, ended <-chan struct{})
 // not at all.
 func (m *Manager) suspect(e *entry, r *run, since time.Time) (again time.Duration) {
 	m.mu.Lock()
-	parent, dark := r.parent, r.dark || r.moving
+	parent, incarnation, dark := r.parent, r.incarnation, r.dark || r.moving
 	m.mu.Unlock()
 	if dark {
 		return pauseAgain
 	}
+	state, _ := m.o.Catalogue.Snapshot()
+	if at, ok := state.Node(parent); ok && at.Incarnation != incarnation {
+		m.lose(e, r, fmt.Errorf("%w, and another process of the parent is there", errSilent))
+		return pauseAgain
+	}
 	now := time.Now()
+	if now.Sub(m.o.Awake()) < overdueTime {
+		return doubtAgain // it was this node that fell silent
+	}
 	heard, connected := m.o.Peers.Heard(parent)
 	age, told := m.o.Peers.PacketAge(parent, e.id)
 	switch {
@@ -1326,7 +1359,8 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	}
 	state, _ := m.o.Catalogue.Snapshot()
 	h, _ := state.Hold(r.parent, stream)
-	r.before = h.Publication()
+	at, _ := state.Node(r.parent)
+	r.before, r.incarnation = h.Publication(), at.Incarnation
 	return nil
 }
 
@@ -1368,6 +1402,7 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	defer m.wake()
 	m.withdraw(e, r)
 	e.run = nil
+	close(r.over)
 	m.runs--
 	m.touch(e.id)
 	m.all, m.full = m.all || m.full, false

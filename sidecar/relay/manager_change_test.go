@@ -300,3 +300,57 @@ func TestSequencesAreHeldBack(t *testing.T) {
 		b.wantOwn("5 e1 b1 a1")
 	})
 }
+
+// What is far from the origin waits as long as what is near: its parent holds nothing any more and is waiting itself, and the
+// publisher may return.
+func TestQuietWaitsForThePublisher(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		after(time.Minute)
+		s := b.last()
+		b.locked(func() { s.last = time.Now() })
+		b.peer("b1")
+		after(3 * time.Second)
+		b.wantOwn("")
+		b.wantChanges() // the session is there
+		b.locked(func() { s.last = time.Time{} })
+		b.peer("b1", "9 e1 b1")
+		after(time.Second)
+		b.wantOwn("9 e1 b1 a1")
+		b.wantChanges(false)
+
+		b.locked(func() { s.last = time.Now() })
+		b.peer("b1")
+		b.peer("c1", "9 e1 b1 a1 c1") // who has it from here is no help
+		after(3 * time.Second)
+		b.wantOwn("")
+		b.wantChanges(false)
+		after(8 * time.Second) // and it does not return
+		b.wantOwn("")
+		if !s.isFreed() {
+			b.Error("the session is still there")
+		}
+	})
+}
+
+// What falls silent when its parent was killed is lost, though another process of that parent is heard already.
+func TestSilentParentIsReborn(t *testing.T) {
+	run(t, gapless, func(b *bed) {
+		b.locked(func() { b.peers.ages = map[ID]time.Duration{} })
+		b.peer("b1", "5 e1 b1")
+		defer b.play()()
+		b.peer("c1", "5 e1 c1")
+		s := b.last()
+		if err := b.catalogue.SetPeer(catalogue.Node{ID: "b1", Cluster: "b", Incarnation: 9}, nil); err != nil {
+			b.Fatal(err)
+		}
+		after(100 * time.Millisecond)
+		b.wantOwn("5 e1 b1 a1") // its media goes on
+		b.wantChanges()
+		s.flow(relay.FlowSilent)
+		after(100 * time.Millisecond)
+		b.wantOwn("5 e1 c1 a1")
+		b.wantChanges(true)
+	})
+}

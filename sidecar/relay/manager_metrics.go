@@ -26,6 +26,7 @@ const (
 	endDropped  = "dropped"
 	endRefused  = "refused"
 	endFailed   = "failed"
+	endYielded  = "yielded"
 
 	endInfeasible = "infeasible"
 
@@ -88,7 +89,7 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 		m.acquires.WithLabelValues(v)
 	}
 	for _, v := range []string{
-		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible,
+		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded,
 	} {
 		m.ends.WithLabelValues(v)
 	}

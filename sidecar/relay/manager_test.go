@@ -40,11 +40,12 @@ type bed struct {
 	stop      context.CancelFunc
 	ended     chan error
 
-	mu       sync.Mutex
-	sessions []*session
-	server   map[adapters.StreamID]adapters.Stream // what the local server has
-	script   func(*session)                        // sets up a session before it runs
-	gapless  bool                                  // sessions change their source
+	reporting sync.Mutex // a server's reports come one after the other
+	mu        sync.Mutex
+	sessions  []*session
+	server    map[adapters.StreamID]adapters.Stream // what the local server has
+	script    func(*session)                        // sets up a session before it runs
+	gapless   bool                                  // sessions change their source
 }
 
 func run(t *testing.T, options func(*bed, *relay.ManagerOptions), test func(b *bed)) {
@@ -105,6 +106,8 @@ func (b *bed) peer(id ID, holds ...string) {
 
 // report changes what the local server has, if there is something to change, and lets it report.
 func (b *bed) report(change func(map[adapters.StreamID]adapters.Stream)) {
+	b.reporting.Lock()
+	defer b.reporting.Unlock()
 	b.mu.Lock()
 	if change != nil {
 		change(b.server)
@@ -325,6 +328,7 @@ type session struct {
 	ended   chan struct{}
 	last    time.Time // when the last packet came; zero: a moment ago
 	freed   bool
+	joined  int // calls of Joined
 
 	source        relay.SourceState
 	sourceChanged chan struct{}
@@ -404,6 +408,10 @@ func (s *session) flow(flow relay.SourceFlow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.setFlow(flow)
+}
+
+func (s *session) Joined() {
+	s.bed.locked(func() { s.joined++ })
 }
 
 func (s *session) Location() string { return "http://server/whip/x/" + s.name }
@@ -518,6 +526,24 @@ func TestLinger(t *testing.T) {
 		b.wantPulls("b1")
 		if got := b.count("sidestream_relay_ends_total", "unwanted"); got != 1 {
 			b.Errorf("%v ended as unwanted", got)
+		}
+	})
+}
+
+// The session hears of more readers, and of nothing else.
+func TestReadersJoin(t *testing.T) {
+	run(t, nil, func(b *bed) {
+		b.peer("b1", "5 b1")
+		b.play()()
+		for _, step := range []struct{ readers, joined int }{{1, 1}, {1, 1}, {4, 2}, {2, 2}, {-1, 2}, {0, 2}, {1, 3}} {
+			b.readers(step.readers)
+			after(time.Second)
+			var joined int
+			s := b.last()
+			b.locked(func() { joined = s.joined })
+			if joined != step.joined {
+				b.Errorf("%d readers: the session was told %d times, want %d", step.readers, joined, step.joined)
+			}
 		}
 	})
 }

@@ -189,6 +189,39 @@ func alignUnitsOf(mime string, clockRate uint32, descriptor uint8, before, after
 	return seam{shift: withPictures(shift, a.Pictures(mime, descriptor).To(b.Pictures(mime, descriptor)))}, true
 }
 
+// alignTail is for copies that have too few frames in common to be sure by those alone: the new one begins with a key frame
+// that is among the last frames of the old one, and is the same up to the old one's end. near says whether an offset of
+// timestamps is about what the clocks say: a picture that stands still may have one key frame like the next.
+func alignTail(
+	mime string, clockRate uint32, descriptor uint8, before, after []media.Packet, near func(offset uint32) bool,
+) (seam, bool) {
+	old, fresh := media.Units(mime, before), media.Units(mime, after)
+	if len(fresh) == 0 || !fresh[0].Whole || !after[fresh[0].First].KeyFrame {
+		return seam{}, false
+	}
+	from := slices.IndexFunc(old, func(u media.Unit) bool { return u.Whole && slices.Equal(u.Content, fresh[0].Content) })
+	if from < 0 {
+		return seam{}, false
+	}
+	offset := old[from].Timestamp - fresh[0].Timestamp
+	for i, u := range old[from:] {
+		if i == len(fresh) {
+			break
+		}
+		apart := int32(u.Timestamp - fresh[i].Timestamp - offset)
+		alike := !u.Whole || !fresh[i].Whole || slices.Equal(u.Content, fresh[i].Content)
+		if !alike || max(apart, -apart) > tolerance(clockRate) {
+			return seam{}, false
+		}
+	}
+	if !near(offset) {
+		return seam{}, false
+	}
+	a, b := after[fresh[0].First], before[old[from].First]
+	shift := media.Shift{Timestamp: offset}
+	return seam{shift: withPictures(shift, a.Pictures(mime, descriptor).To(b.Pictures(mime, descriptor)))}, true
+}
+
 // line is how a source's timestamps run by the time of arrival, taken at the packets that were on their way the shortest.
 type line struct {
 	at        time.Time

@@ -433,6 +433,74 @@ func TestSeam(t *testing.T) {
 	}
 }
 
+// A source that is lost right after a key frame has next to nothing in common with one that begins with that key frame.
+func TestSeamTail(t *testing.T) {
+	t.Parallel()
+	for _, mime := range []string{webrtc.MimeTypeH264, webrtc.MimeTypeVP8} {
+		for _, mtu := range []uint16{1150, 700} {
+			t.Run(fmt.Sprintf("%s, packets of %d", mime, mtu), func(t *testing.T) {
+				t.Parallel()
+				for seed := range uint64(60) {
+					synctest.Test(t, func(t *testing.T) {
+						random := rand.New(rand.NewPCG(seed, 11))
+						p := newPlay(random, mime, 120)
+						old := copyOptions{mtu: 1150, delay: time.Duration(random.IntN(100)) * time.Millisecond, ordered: true}
+						key := time.Duration(15*(2+random.IntN(3))) * p.interval()
+						end := key + old.delay + 3*time.Millisecond + time.Duration(random.IntN(70))*time.Millisecond
+						change := end + time.Duration(random.IntN(200))*time.Millisecond
+						fresh := copyOptions{
+							mtu: mtu, delay: time.Duration(random.IntN(100)) * time.Millisecond, join: change, from: key,
+						}
+						r := p.run(t, random, old, fresh, end, change)
+						if r.err != nil || r.how != HowAligned {
+							t.Fatalf("seed %d: changed by %s, %v", seed, r.how, r.err)
+						}
+						if n := r.check(t, true); n < 115 {
+							t.Fatalf("seed %d: %d frames", seed, n)
+						}
+					})
+					if t.Failed() {
+						t.Fatalf("seed %d", seed)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A key frame that is like the one before it is not taken for that.
+func TestAlignTailDoubts(t *testing.T) {
+	p := newPlay(rand.New(rand.NewPCG(1, 1)), webrtc.MimeTypeVP8, 16)
+	packets := func(frames ...int) (all []media.Packet) {
+		for _, d := range p.deliver(t, rand.New(rand.NewPCG(2, 2)), copyOptions{mtu: 1150, ordered: true}) {
+			if slices.Contains(frames, d.frame) {
+				all = append(all, *d.packet)
+			}
+		}
+		return all
+	}
+	before := packets(0, 1)
+	for name, test := range map[string]struct {
+		after []media.Packet
+		near  bool
+		want  bool
+	}{
+		"its key frame, and more":           {packets(0, 1, 2), true, true},
+		"the clocks say something else":     {packets(0, 1, 2), false, false},
+		"another key frame":                 {packets(15), true, false},
+		"no key frame":                      {packets(1, 2), true, false},
+		"the key frame, and another behind": {packets(0, 3, 4), true, false},
+		"nothing":                           {nil, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, ok := alignTail(p.mime, p.clockRate(), 0, before, test.after, func(uint32) bool { return test.near })
+			if ok != test.want {
+				t.Errorf("aligned: %t", ok)
+			}
+		})
+	}
+}
+
 // With losses on both ways, what goes out is less, but never wrong, twice or out of order.
 func TestSeamWithLoss(t *testing.T) {
 	t.Parallel()

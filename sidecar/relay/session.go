@@ -100,6 +100,7 @@ type Session struct {
 	over    chan struct{} // closed when media has ended
 	newest  atomic.Int64  // when the last packet came from the source, in Unix nanoseconds; 0: none has
 	changes chan changeRequest
+	kick    chan struct{} // wakes tend
 
 	mu           sync.Mutex
 	steps        []Step
@@ -107,9 +108,12 @@ type Session struct {
 	lanes        []*lane // at most one of audio and one of video
 	published    bool    // lanes are fixed
 	upstream     *upstream
+	out          *media.Conn // to the local server
+	discarded    connStats   // of connections that have ended
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	joins        joins
 	ended        string
 }
 
@@ -128,6 +132,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		kick:  make(chan struct{}, 1),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
 }
@@ -173,9 +178,12 @@ func (s *Session) run(ctx context.Context) error {
 		return err
 	}
 	s.step(StepPlayAnswered)
+	s.mu.Lock()
 	s.upstream = first
+	s.mu.Unlock()
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.supervise(inner, first) })
+	group.Go(func() error { return s.tend(inner) })
 	var target *whip.Session
 	group.Go(func() (err error) {
 		target, err = s.forward(inner, first)
@@ -222,6 +230,7 @@ func (s *Session) forward(ctx context.Context, source *upstream) (*whip.Session,
 // play opens the session at a parent.
 func (s *Session) play(ctx context.Context, u *upstream) error {
 	conn := media.NewConn(s.options.Transport, u.arrived)
+	u.conn = conn
 	client := &whip.Client{HTTP: u.source.FromHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
 	return s.bounded(ctx, Parent, "play", s.limits.step, func(ctx context.Context) (err error) {
 		u.session, err = client.Play(ctx, u.source.From, nil)
@@ -368,6 +377,9 @@ func answerSections(pc *webrtc.PeerConnection) (map[string]section, error) {
 // publish opens the session at the local server, with just the codecs that come from the parent.
 func (s *Session) publish(ctx context.Context) (*whip.Session, error) {
 	conn := media.NewConn(s.options.Transport, nil)
+	s.mu.Lock()
+	s.out = conn
+	s.mu.Unlock()
 	client := &whip.Client{HTTP: s.options.ToHTTP, NewPeerConnection: conn.NewPeerConnection, Logger: s.logger}
 	var session *whip.Session
 	if err := failed(ctx, LocalServer, "publish", s.acceptable()); err != nil {
@@ -410,9 +422,20 @@ func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
 	for _, l := range s.lanes {
 		options := media.SenderOptions{
 			Kind: l.kind, Codec: l.codec.RTPCodecCapability, ID: l.kind.String(), StreamID: "sidestream",
-			Extensions: l.extensions, History: l.history, OnKeyFrameRequest: l.requestKeyFrame,
+			Extensions: l.extensions, History: l.history,
+			OnKeyFrameRequest: func() { l.serverAsks(s.options.Traits.IgnoresPLI, time.Now()) },
+		}
+		var fill *filler
+		if s.options.Traits.FillAudio && strings.EqualFold(l.codec.MimeType, webrtc.MimeTypeOpus) {
+			fill = newFiller()
+			options.History = fill.history
 		}
 		l.out = conn.NewSender(options)
+		l.outlet.Store(&outlet{
+			to: l.out, history: l.history, video: l.kind == webrtc.RTPCodecTypeVideo,
+			inOrder: s.options.Traits.InOrder || fill != nil, maxHold: s.options.Traits.MaxHold,
+			trip: l.roundTrip, lost: l.requestKeyFrame, wake: s.wake, fill: fill,
+		})
 		transceiver, err := pc.AddTransceiverFromTrack(l.out,
 			webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
 		if err != nil {
@@ -463,6 +486,15 @@ func (s *Session) open(ctx context.Context) error {
 	s.mu.Lock()
 	lanes := slices.Clone(s.lanes)
 	s.mu.Unlock()
+	// A server that goes by the source's clock drops what comes before it knows that.
+	for _, l := range lanes {
+		l.tellClock()
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(burstInterval):
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range lanes {
 		group.Go(func() error {
@@ -504,7 +536,10 @@ func (s *Session) free(ctx context.Context, source, target *whip.Session, err er
 func (s *Session) close(ctx context.Context, side Side, session *whip.Session, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
-	if err := session.Close(ctx); err != nil {
+	err := session.Close(ctx)
+	s.options.Metrics.freed(side, session.Gone(), err)
+	if err != nil {
+		// The server sees the connection closed, and frees the session by that.
 		s.logger.Warn("relay session not freed", "side", side, "error", err)
 	}
 }
@@ -560,7 +595,9 @@ func (s *Session) step(name string) {
 // stepLocked records a step the first time it is taken.
 func (s *Session) stepLocked(name string) {
 	if !slices.ContainsFunc(s.steps, func(step Step) bool { return step.Name == name }) {
-		s.steps = append(s.steps, Step{Name: name, At: time.Now()})
+		now := time.Now()
+		s.steps = append(s.steps, Step{Name: name, At: now})
+		s.options.Metrics.step(name, now.Sub(s.steps[0].At))
 		s.logger.Debug("relay step", "step", name)
 	}
 }
@@ -591,9 +628,13 @@ type SessionStatus struct {
 	Steps    []Step            `json:"steps"`              // in the order they were taken
 	Live     bool              `json:"live"`
 	Source   SourceState       `json:"source"`
+	Layer    string            `json:"layer,omitempty"`   // of simulcast that the parent was asked for; none: its choice
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
+
+	Malformed uint64 `json:"malformed,omitempty"` // RTP and RTCP packets of both sides that could not be read
+	Unknown   uint64 `json:"unknown,omitempty"`   // RTP packets of what was not negotiated
 }
 
 // TrackStatus counts what one track carried.
@@ -609,6 +650,9 @@ type TrackStatus struct {
 	KeyFrames  uint64        `json:"keyFrames"`
 	RTT        time.Duration `json:"rtt"` // to the parent; 0: not known
 	Jitter     time.Duration `json:"jitter"`
+	Restarts   uint64        `json:"restarts,omitempty"`   // new beginnings of the source's SSRC or sequence numbers
+	ClockJumps uint64        `json:"clockJumps,omitempty"` // jumps of the source's timestamps by more than ten seconds
+	Added      time.Duration `json:"added"`                // time that a packet takes through the relay, smoothed; 0: not known
 
 	KeyFrameRequestsSent     uint64 `json:"keyFrameRequestsSent"`     // to the parent
 	KeyFrameRequestsReceived uint64 `json:"keyFrameRequestsReceived"` // from the local server
@@ -617,10 +661,40 @@ type TrackStatus struct {
 	Resent      uint64        `json:"resent"` // at the local server's request
 	SendErrors  uint64        `json:"sendErrors"`
 	ServerRTT   time.Duration `json:"serverRTT"` // to the local server; 0: not known
+
+	Waited  uint64 `json:"waited"`  // packets that waited for one before them, where the server wants them in order
+	GivenUp uint64 `json:"givenUp"` // packets that were waited for in vain
+	Filled  uint64 `json:"filled"`  // empty packets in the place of missing sound, where the server counts
+	Paced   uint64 `json:"paced"`   // packets of bursts that were spread out
 }
 
 // Status tells what has happened and what has been carried so far.
 func (s *Session) Status() SessionStatus {
+	status, lanes := s.status()
+	// Not under the session's lock: a packet that takes a step asks for it while it holds the lane's.
+	for i, l := range lanes {
+		t := &status.Tracks[i]
+		t.Restarts = l.renewed.Load()
+		if in, added, ok := l.stats(); ok {
+			t.Packets, t.Bytes, t.LastPacket = in.Packets, in.Bytes, in.LastPacket
+			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
+			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
+			t.RTT, t.Jitter, t.Added = in.RoundTrip, in.Jitter, added
+			t.Restarts, t.ClockJumps = t.Restarts+in.Restarts, in.ClockJumps
+		}
+	}
+	return status
+}
+
+// status is what Status tells but for what came in, and the lanes in the order of its tracks.
+func (s *Session) status() (SessionStatus, []*lane) {
+	s.mu.Lock()
+	lanes := slices.Clone(s.lanes)
+	s.mu.Unlock()
+	outlets := make(map[*lane]outletStats)
+	for _, l := range lanes {
+		outlets[l] = l.outletStats() // a lane that is locked may take the session's lock
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	status := SessionStatus{
@@ -632,21 +706,23 @@ func (s *Session) Status() SessionStatus {
 		status.Live = true
 	default:
 	}
+	useless := s.discarded
+	if s.upstream != nil {
+		useless.add(s.upstream.conn)
+		status.Layer = s.upstream.layer
+	}
+	useless.add(s.out)
+	status.Malformed, status.Unknown = useless.Malformed, useless.Unknown
 	for _, l := range s.lanes {
 		t := TrackStatus{Kind: l.kind.String(), Codec: l.codec.MimeType}
-		if track := l.track.Load(); track != nil {
-			in := track.Stats()
-			t.Packets, t.Bytes, t.LastPacket = in.Packets, in.Bytes, in.LastPacket
-			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
-			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
-			t.RTT, t.Jitter = in.RoundTrip, in.Jitter
-		}
 		if l.out != nil {
 			out := l.out.Stats()
 			t.PacketsSent, t.Resent, t.SendErrors = out.Packets, out.Resent, out.Errors
 			t.KeyFrameRequestsReceived, t.ServerRTT = out.KeyFrameRequests, out.RoundTrip
 		}
+		o := outlets[l]
+		t.Waited, t.GivenUp, t.Filled, t.Paced = o.waited, o.givenUp, o.filled, o.paced
 		status.Tracks = append(status.Tracks, t)
 	}
-	return status
+	return status, slices.Clone(s.lanes)
 }

@@ -11,21 +11,24 @@ import (
 
 // SessionMetrics counts what all sessions of a process carry. Streams are not told apart: their names are without bound.
 type SessionMetrics struct {
-	ends        *prometheus.CounterVec
-	firstPacket prometheus.Histogram
-	live        prometheus.Histogram
-	changes     *prometheus.CounterVec
-	changed     prometheus.Histogram
+	ends      *prometheus.CounterVec
+	frees     *prometheus.CounterVec
+	steps     map[string]prometheus.Observer // how soon a step is taken
+	roundTrip *prometheus.HistogramVec
+	added     *prometheus.HistogramVec
+	changes   *prometheus.CounterVec
+	changed   prometheus.Histogram
+	layers    prometheus.Counter
 
 	mu     sync.Mutex
 	active map[*Session]map[trackCounter]float64 // what was last read of each
 	total  map[trackCounter]float64              // never falls
 }
 
-// trackCounter is one counter of one kind of media.
+// trackCounter is one counter, of one kind of media or by another label.
 type trackCounter struct {
 	description *prometheus.Desc
-	kind        string
+	label       string
 }
 
 var (
@@ -47,6 +50,19 @@ var (
 		"Key frame requests received from the local server.", []string{"kind"}, nil)
 	resentDesc = prometheus.NewDesc("sidestream_relay_resent_packets_total",
 		"RTP packets sent again at the local server's request.", []string{"kind"}, nil)
+	restartsDesc = prometheus.NewDesc("sidestream_relay_source_restarts_total",
+		"New beginnings of a source's SSRC or sequence numbers.", []string{"kind"}, nil)
+	clockJumpsDesc = prometheus.NewDesc("sidestream_relay_clock_jumps_total",
+		"Jumps of a source's timestamps by more than ten seconds.", []string{"kind"}, nil)
+	uselessDesc = prometheus.NewDesc("sidestream_relay_useless_packets_total",
+		"Packets from parents and the local server that could not be read (malformed), or of what was not negotiated (unknown).",
+		[]string{"why"}, nil)
+	waitedDesc = prometheus.NewDesc("sidestream_relay_waited_packets_total",
+		"RTP packets that waited for one before them, for local servers that want them in order.", []string{"kind"}, nil)
+	givenUpDesc = prometheus.NewDesc("sidestream_relay_given_up_packets_total",
+		"RTP packets that others waited for in vain.", []string{"kind"}, nil)
+	filledDesc = prometheus.NewDesc("sidestream_relay_filled_packets_total",
+		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
 )
@@ -56,14 +72,22 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 	buckets := []float64{.05, .1, .2, .3, .5, .7, 1, 1.5, 2, 3, 5, 10}
 	m := &SessionMetrics{
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_relay_session_ends_total", Help: "Relay sessions that ended, by the side that ended them.",
+			Name: "sidestream_relay_session_ends_total",
+			Help: "Relay sessions that ended, by the side that ended them, and what was being done.",
+		}, []string{"side", "step"}),
+		frees: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_relay_session_frees_total",
+			Help: "Sessions that were deleted at parents and the local server: freed, gone (the server did not know it any more), failed.",
+		}, []string{"side", "result"}),
+		roundTrip: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sidestream_relay_round_trip_seconds", Help: "Round trips of live relays, looked at every five seconds.",
+			Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .15, .2, .3, .5, 1},
 		}, []string{"side"}),
-		firstPacket: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "sidestream_relay_first_packet_seconds", Help: "From a session's begin to its first packet.", Buckets: buckets,
-		}),
-		live: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "sidestream_relay_live_seconds", Help: "From a session's begin to media in the local server.", Buckets: buckets,
-		}),
+		added: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "sidestream_relay_added_latency_seconds",
+			Help:    "Time that packets take through live relays, smoothed, looked at every five seconds.",
+			Buckets: []float64{1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, .001, .002, .005, .01, .02, .05},
+		}, []string{"kind"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_relay_source_changes_total",
 			Help: "Changes of source of a live relay session, by how the new source took over.",
@@ -72,11 +96,25 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 			Name: "sidestream_relay_source_change_seconds",
 			Help: "From the begin of a change of source to media of the new one.", Buckets: buckets,
 		}),
+		layers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sidestream_relay_layer_changes_total",
+			Help: "Times that a parent was asked for another simulcast layer, for what the path can carry.",
+		}),
 		active: make(map[*Session]map[trackCounter]float64),
 		total:  make(map[trackCounter]float64),
 	}
+	firstPacket := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "sidestream_relay_first_packet_seconds", Help: "From a session's begin to its first packet.", Buckets: buckets,
+	})
+	firstKeyFrame := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "sidestream_relay_first_key_frame_seconds", Help: "From a session's begin to its first key frame.", Buckets: buckets,
+	})
+	live := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "sidestream_relay_live_seconds", Help: "From a session's begin to media in the local server.", Buckets: buckets,
+	})
+	m.steps = map[string]prometheus.Observer{StepFirstPacket: firstPacket, StepFirstKeyFrame: firstKeyFrame, StepLive: live}
 	if r != nil {
-		r.MustRegister(m.ends, m.firstPacket, m.live, m.changes, m.changed, m)
+		r.MustRegister(m.ends, m.frees, m.roundTrip, m.added, firstPacket, firstKeyFrame, live, m.changes, m.changed, m.layers, m)
 	}
 	return m
 }
@@ -85,7 +123,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
-		resentDesc, sendErrorsDesc,
+		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
 	} {
 		descriptions <- d
 	}
@@ -108,28 +146,34 @@ func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(activeDesc, prometheus.GaugeValue, n, state)
 	}
 	for counter, n := range total {
-		metrics <- prometheus.MustNewConstMetric(counter.description, prometheus.CounterValue, n, counter.kind)
+		metrics <- prometheus.MustNewConstMetric(counter.description, prometheus.CounterValue, n, counter.label)
 	}
 }
 
 // readLocked adds what a session has carried since it was last read, and says whether it is live.
 func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 	status, before := s.Status(), m.active[s]
+	add := func(description *prometheus.Desc, label string, n uint64) {
+		counter := trackCounter{description, label}
+		// What was late rather than lost makes the count of losses fall again; a counter must not.
+		if rise := float64(n) - before[counter]; rise >= 0 {
+			m.total[counter] += rise
+			before[counter] = float64(n)
+		}
+	}
 	for _, t := range status.Tracks {
 		for description, n := range map[*prometheus.Desc]uint64{
 			packetsDesc: t.Packets, bytesDesc: t.Bytes, repairedDesc: t.Repaired, nacksDesc: t.NACKs,
 			lostDesc:         t.Lost + t.Repaired,
 			requestsSentDesc: t.KeyFrameRequestsSent, requestsReceivedDesc: t.KeyFrameRequestsReceived,
-			resentDesc: t.Resent, sendErrorsDesc: t.SendErrors,
+			resentDesc: t.Resent, waitedDesc: t.Waited, givenUpDesc: t.GivenUp, filledDesc: t.Filled,
+			sendErrorsDesc: t.SendErrors, restartsDesc: t.Restarts, clockJumpsDesc: t.ClockJumps,
 		} {
-			counter := trackCounter{description, t.Kind}
-			// What was late rather than lost makes the count of losses fall again; a counter must not.
-			if rise := float64(n) - before[counter]; rise >= 0 {
-				m.total[counter] += rise
-				before[counter] = float64(n)
-			}
+			add(description, t.Kind, n)
 		}
 	}
+	add(uselessDesc, "malformed", status.Malformed)
+	add(uselessDesc, "unknown", status.Unknown)
 	return status.Live
 }
 
@@ -146,17 +190,55 @@ func (m *SessionMetrics) end(s *Session, err error) {
 	if m == nil {
 		return
 	}
-	side := "none" // it was no longer wanted
+	side, step := "none", "none" // it was no longer wanted
 	if failure, ok := errors.AsType[*SessionError](err); ok {
-		side = string(failure.Side)
+		side, step = string(failure.Side), failure.Step
 	}
-	m.ends.WithLabelValues(side).Inc()
-	observe(m.firstPacket, s.took(StepPlay, StepFirstPacket))
-	observe(m.live, s.took(StepPlay, StepLive))
+	m.ends.WithLabelValues(side, step).Inc()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.readLocked(s)
 	delete(m.active, s)
+}
+
+// step takes notice of a step that was taken so long after the session began.
+func (m *SessionMetrics) step(name string, after time.Duration) {
+	if m == nil {
+		return
+	}
+	if h, ok := m.steps[name]; ok {
+		observe(h, after)
+	}
+}
+
+// freed counts a session that was closed on one side.
+func (m *SessionMetrics) freed(side Side, gone bool, err error) {
+	if m == nil {
+		return
+	}
+	result := "freed"
+	switch {
+	case err != nil:
+		result = "failed"
+	case gone:
+		result = "gone"
+	}
+	m.frees.WithLabelValues(string(side), result).Inc()
+}
+
+// lookInterval is how often a live session's times are looked at.
+const lookInterval = 5 * time.Second
+
+// look takes the times of a live session as they are now.
+func (m *SessionMetrics) look(s *Session) {
+	if m == nil {
+		return
+	}
+	for _, t := range s.Status().Tracks {
+		observe(m.roundTrip.WithLabelValues(string(Parent)), t.RTT)
+		observe(m.roundTrip.WithLabelValues(string(LocalServer)), t.ServerRTT)
+		observe(m.added.WithLabelValues(t.Kind), t.Added)
+	}
 }
 
 // change counts a change of source that took so long.
@@ -172,7 +254,14 @@ func (m *SessionMetrics) change(how string, took time.Duration, err error) {
 	observe(m.changed, took)
 }
 
-func observe(h prometheus.Histogram, d time.Duration) {
+// layer counts a parent that was asked for another layer.
+func (m *SessionMetrics) layer() {
+	if m != nil {
+		m.layers.Inc()
+	}
+}
+
+func observe(h prometheus.Observer, d time.Duration) {
 	if d > 0 {
 		h.Observe(d.Seconds())
 	}

@@ -41,6 +41,7 @@ type hopOptions struct {
 	onPost  func(*http.Request) error
 	options func(*SessionOptions)
 	limits  func(*limits)
+	source  func(*relaytest.Source)
 }
 
 // newHop runs source, sink and session; all are joined when the test ends.
@@ -67,6 +68,9 @@ func newHop(t *testing.T, o hopOptions) *hop {
 		t.Fatal(err)
 	}
 	h.source.Hook(o.onPlay)
+	if o.source != nil {
+		o.source(h.source)
+	}
 	h.sink.Hook(o.onPost)
 	client := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(client.CloseIdleConnections)
@@ -410,7 +414,7 @@ func TestSessionEnds(t *testing.T) {
 			name:    "codec changes in mid-stream",
 			options: hopOptions{shape: relaytest.Shape{Video: webrtc.MimeTypeH264, SwitchAfter: 45}},
 			live:    func(*hop) {},
-			side:    Parent, step: "relay", says: "changed from video/H264 to video/VP8", source: 1, sink: 1,
+			side:    Parent, step: "change codec", says: "changed from video/H264 to video/VP8", source: 1, sink: 1,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -498,10 +502,17 @@ func (h stepHandler) WithGroup(string) slog.Handler      { return h }
 type network struct {
 	source, relay, sink *vnet.Net
 	dropped             atomic.Int64
+	cut                 atomic.Pointer[string] // what begins an address, to or from which nothing comes any more
 }
 
 // newNetwork loses a part of the source's media packets, by a sequence that is the same in each run.
 func newNetwork(t *testing.T, delay time.Duration, lose func(n int) bool) *network {
+	t.Helper()
+	return newNetworkOf(t, delay, 200, lose)
+}
+
+// newNetworkOf loses packets of so many bytes at least.
+func newNetworkOf(t *testing.T, delay time.Duration, least int, lose func(n int) bool) *network {
 	t.Helper()
 	router, err := vnet.NewRouter(&vnet.RouterConfig{
 		CIDR: "10.0.0.0/24", MinDelay: delay, LoggerFactory: logging.NewDefaultLoggerFactory(), QueueSize: 10000,
@@ -522,9 +533,14 @@ func newNetwork(t *testing.T, delay time.Duration, lose func(n int) bool) *netwo
 	}
 	var seen atomic.Int64
 	router.AddChunkFilter(func(c vnet.Chunk) bool {
+		if cut := n.cut.Load(); cut != nil &&
+			(strings.HasPrefix(c.SourceAddr().String(), *cut) || strings.HasPrefix(c.DestinationAddr().String(), *cut)) {
+			return false
+		}
 		payload := c.UserData()
 		// RTP and RTCP are told apart by RFC 5761, both from DTLS and STUN by RFC 7983.
-		if !strings.HasPrefix(c.SourceAddr().String(), "10.0.0.1:") || len(payload) < 200 || payload[0]>>6 != 2 {
+		if !strings.HasPrefix(c.SourceAddr().String(), "10.0.0.1:") || len(payload) < least || payload[0]>>6 != 2 ||
+			payload[1] >= 192 && payload[1] <= 223 {
 			return true
 		}
 		if lose(int(seen.Add(1))) {

@@ -59,6 +59,19 @@ func (s Stamp) appendNAL(b []byte) []byte {
 	return append(escape(b, body), 0x80) // rbsp_trailing_bits
 }
 
+// Insert returns an access unit in Annex B with the stamp in it: behind the parameter sets and before the slice, where the
+// standard wants such messages.
+func (s Stamp) Insert(unit []byte) []byte {
+	b := make([]byte, 0, len(unit)+2*stampSize)
+	for nal := range nalUnits(unit) {
+		if t := nalType(nal); t == nalSlice || t == nalIDR {
+			b = s.appendNAL(b)
+		}
+		b = append(append(b, startCode...), nal...)
+	}
+	return b
+}
+
 // appendFiller adds a NAL unit of about so many bytes that mean nothing.
 func appendFiller(b []byte, size int) []byte {
 	const least = 4 + 1 + 1 + 1 + 1 // start code, NAL header, type, size, trailing bits

@@ -25,7 +25,8 @@ const reorder = 64
 // and viewers begin wherever the stream is.
 type Remux struct {
 	*server
-	mtu uint16
+	mtu    uint16
+	strict bool
 
 	mu      sync.Mutex
 	streams map[string]*remuxed
@@ -36,6 +37,7 @@ type remuxed struct {
 	mu     sync.Mutex
 	codecs map[webrtc.RTPCodecType]webrtc.RTPCodecCapability
 	plays  map[*remuxPlay]struct{}
+	taken  map[webrtc.RTPCodecType]Taken // by a strict server
 }
 
 // remuxPlay is a viewer.
@@ -78,6 +80,7 @@ func (s *Remux) accept(path string, p *peer) error {
 	if stream == nil && way == "whip" {
 		stream = &remuxed{
 			codecs: make(map[webrtc.RTPCodecType]webrtc.RTPCodecCapability), plays: make(map[*remuxPlay]struct{}),
+			taken: make(map[webrtc.RTPCodecType]Taken),
 		}
 		s.streams[name] = stream
 	}
@@ -91,6 +94,9 @@ func (s *Remux) accept(path string, p *peer) error {
 			stream.codecs[t.Kind()] = t.Codec().RTPCodecCapability
 			stream.mu.Unlock()
 			p.do(func() { stream.read(s, t) })
+			if s.strict && t.Kind() == webrtc.RTPCodecTypeVideo {
+				p.do(func() { p.askByClock(t) })
+			}
 		})
 		return nil
 	default:
@@ -157,6 +163,10 @@ func (r *remuxed) read(s *Remux, t *webrtc.TrackRemote) {
 		depacketizer = &codecs.VP8Packet{}
 	case webrtc.MimeTypeVP9:
 		depacketizer = &codecs.VP9Packet{}
+	}
+	if s.strict {
+		r.readStrict(s, t, depacketizer)
+		return
 	}
 	var builder *samplebuilder.SampleBuilder
 	if depacketizer != nil {

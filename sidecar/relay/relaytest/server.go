@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,6 +36,8 @@ type server struct {
 
 	// Hook, if set, is called for each POST before it is answered; an error refuses it.
 	hook func(r *http.Request) error
+	// extensions, if set, are promised to each session, and serve what is below its address.
+	extensions *Extensions
 
 	group    sync.WaitGroup
 	mu       sync.Mutex
@@ -191,6 +195,21 @@ func (s *server) Await(ctx context.Context, condition func(opened, deleted int) 
 	}
 }
 
+// AwaitIdle waits until no connection is left, whether or not its session was deleted.
+func (s *server) AwaitIdle(ctx context.Context) error {
+	s.mu.Lock()
+	peers := slices.Collect(maps.Values(s.sessions))
+	s.mu.Unlock()
+	for _, p := range peers {
+		select {
+		case <-p.ended:
+		case <-ctx.Done():
+			return fmt.Errorf("a connection is left: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
 func (s *server) changedLocked() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -205,6 +224,9 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request) {
 	s.group.Add(1)
 	s.mu.Unlock()
 	defer s.group.Done()
+	if s.extensions != nil && s.extensions.serve(w, r) {
+		return
+	}
 	switch r.Method {
 	case http.MethodPost:
 		s.post(w, r)
@@ -246,6 +268,9 @@ func (s *server) post(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/sdp")
 	w.Header().Set("Location", location)
+	if s.extensions != nil {
+		s.extensions.promise(w.Header(), location)
+	}
 	w.WriteHeader(http.StatusCreated)
 	_, _ = io.WriteString(w, answer)
 }

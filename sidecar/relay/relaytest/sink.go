@@ -268,7 +268,14 @@ func (s *Sink) read(r *reception, t *webrtc.TrackRemote) {
 		if err != nil {
 			continue
 		}
-		stamp, ok := readStamp(buffer[at:n])
+		end := n
+		if header.Padding {
+			end -= int(buffer[n-1]) // RFC 3550, section 5.1
+		}
+		if end < at {
+			continue
+		}
+		stamp, ok := readStamp(buffer[at:end])
 		if !ok {
 			continue
 		}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +35,9 @@ type Shape struct {
 	VideoAfter time.Duration
 	// SwitchAfter, if set, changes the video from H264 to VP8 after so many frames.
 	SwitchAfter int
+	// Tamper, if set, is given each packet as it would be sent, and gives those to be sent in its place. It is called by one
+	// goroutine for each session, and may change its argument.
+	Tamper func(kind webrtc.RTPCodecType, p *rtp.Packet) []*rtp.Packet
 }
 
 const (
@@ -139,7 +141,7 @@ func (s *Source) newPlay(name string, peer *peer) (*play, error) {
 	p := &play{source: s, name: name, peer: peer, shape: s.shape, offset: s.sessions.Add(1)}
 	pc := peer.pc
 	add := func(codec webrtc.RTPCodecCapability) (*output, error) {
-		track, err := webrtc.NewTrackLocalStaticRTP(codec, strings.ToLower(codec.MimeType[:5]), "source")
+		track, err := newWire(codec)
 		if err != nil {
 			return nil, err
 		}
@@ -211,7 +213,7 @@ type play struct {
 
 // output is one track of a play.
 type output struct {
-	track    *webrtc.TrackLocalStaticRTP
+	track    *wire
 	sender   *webrtc.RTPSender
 	clock    uint32
 	sequence uint16
@@ -370,7 +372,7 @@ func (p *play) codecHeader(payload []byte, key, parameterSet, first, last bool) 
 }
 
 func (p *play) switchCodec() {
-	track, err := webrtc.NewTrackLocalStaticRTP(videoCodec(webrtc.MimeTypeVP8), "video", "source")
+	track, err := newWire(videoCodec(webrtc.MimeTypeVP8))
 	if err == nil {
 		err = p.video.sender.ReplaceTrack(track)
 	}
@@ -394,13 +396,12 @@ func (o *output) timestamp(at time.Duration) uint32 {
 }
 
 func (p *play) write(o *output, at time.Duration, marker bool, payload []byte) {
-	// A packet that cannot be written is one that is lost, which is for the Sink to notice.
-	_ = o.track.WriteRTP(&rtp.Packet{
+	o.track.write(&rtp.Packet{
 		Header: rtp.Header{
 			Version: 2, Marker: marker, SequenceNumber: o.sequence, Timestamp: o.timestamp(at),
 		},
 		Payload: payload,
-	})
+	}, p.shape.Tamper)
 	p.source.sent.Add(1)
 	o.sequence++
 	o.packets++

@@ -29,6 +29,7 @@ const (
 	quietAgain   = 500 * time.Millisecond
 	moveTimeout  = 20 * time.Second
 	graceTime    = 15 * time.Second
+	returnTime   = 8 * time.Second
 	goneTime     = 2 * time.Second
 	overdueTime  = 650 * time.Millisecond
 	doubtAgain   = 50 * time.Millisecond
@@ -97,6 +98,7 @@ type run struct {
 	e           *entry
 	stream      int
 	parent      NodeID
+	incarnation uint64
 	outside     bool
 	publication catalogue.Publication
 	path        []NodeID
@@ -655,12 +657,17 @@ func (p *sidecar) running() int {
 // apply does what the entry's decision says.
 func (p *sidecar) apply(e *entry) {
 	d := e.decision
-	waits := e.run != nil && e.run.dark && (d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs)
+	nobody := d.Why == planner.WhyNobody || d.Why == planner.WhyOnlyUs || d.Why == planner.WhyQuiet || d.Why == planner.WhyTurned
+	waits := e.run != nil && e.run.dark && nobody
 	switch {
 	case e.run == nil || waits || !d.Drop && d.Action != planner.Nothing:
-	case d.Drop && d.Action != planner.Nothing && d.End != planner.WhyLoop && e.run.live():
+	case d.Drop && (d.Action != planner.Nothing || nobody) && d.End != planner.WhyLoop && e.run.live():
 		p.w.mark("%s: relay of %s leaves its source %s: %s", p.self.ID, p.w.names[e.stream], e.run.parent, d.End)
 		p.darken(e, e.run)
+		if waits = nobody; waits {
+			e.run.darkAt = p.w.now + returnTime - graceTime
+			p.lookAgain(e, p.w.now+returnTime)
+		}
 	default:
 		p.stop(e, "drop")
 	}
@@ -826,7 +833,8 @@ func (r *run) accept(g grant) error {
 	}
 	state, _ := r.s.catalogue.Snapshot()
 	h, _ := state.Hold(r.parent, r.s.w.names[r.stream])
-	r.before = h.Publication()
+	at, _ := state.Node(r.parent)
+	r.before, r.incarnation = h.Publication(), at.Incarnation
 	return nil
 }
 
@@ -925,7 +933,7 @@ func (p *sidecar) moved(e *entry, r, next *run, err error) {
 	p.w.hangUp(r.session, p, true)
 	r.parent, r.outside, r.publication, r.path, r.delay = next.parent, next.outside, next.publication, next.path, next.delay
 	r.tracks, r.sequence, r.since = next.tracks, next.sequence, next.since
-	r.reported, r.seen, r.before = false, false, next.before
+	r.reported, r.seen, r.before, r.incarnation = false, false, next.before, next.incarnation
 	r.lost, r.deadSince = false, -1
 	r.session = next.session
 	r.session.child = r
@@ -956,8 +964,10 @@ func (r *run) suspect(since time.Duration) {
 	if !r.dark && !r.moving && !r.lost {
 		l := p.link(r.parent)
 		f, told := p.flow(r.parent, r.stream)
+		state, _ := p.catalogue.Snapshot()
+		at, known := state.Node(r.parent)
 		switch {
-		case l == nil, w.now-l.heard > overdueTime, told && f.known && w.now-f.age > since+overdueTime/4:
+		case known && at.Incarnation != r.incarnation, l == nil, w.now-l.heard > overdueTime, told && f.known && w.now-f.age > since+overdueTime/4:
 			p.lose(r, errSilent)
 		case l.heard > since:
 		default:

@@ -549,7 +549,9 @@ type Heartbeat struct {
 	EchoSequence uint64 `protobuf:"varint,8,opt,name=echo_sequence,json=echoSequence,proto3" json:"echo_sequence,omitempty"`
 	EchoAgeUs    uint64 `protobuf:"varint,9,opt,name=echo_age_us,json=echoAgeUs,proto3" json:"echo_age_us,omitempty"`
 	// How each stream stands that the receiver pulls from the sender.
-	PacketAges    []*PacketAge `protobuf:"bytes,10,rep,name=packet_ages,json=packetAges,proto3" json:"packet_ages,omitempty"`
+	PacketAges []*PacketAge `protobuf:"bytes,10,rep,name=packet_ages,json=packetAges,proto3" json:"packet_ages,omitempty"`
+	// Missing where the sender takes no sessions for others.
+	Load          *Load `protobuf:"bytes,11,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -654,6 +656,92 @@ func (x *Heartbeat) GetPacketAges() []*PacketAge {
 	return nil
 }
 
+func (x *Heartbeat) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+// Load is how many sessions the sender serves, and may: nodes of its cluster place new ones by that.
+type Load struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Plays        uint32                 `protobuf:"varint,1,opt,name=plays,proto3" json:"plays,omitempty"`
+	Publications uint32                 `protobuf:"varint,2,opt,name=publications,proto3" json:"publications,omitempty"`
+	// 0 is no bound.
+	MaxPlays        uint32 `protobuf:"varint,3,opt,name=max_plays,json=maxPlays,proto3" json:"max_plays,omitempty"`
+	MaxPublications uint32 `protobuf:"varint,4,opt,name=max_publications,json=maxPublications,proto3" json:"max_publications,omitempty"`
+	// Where viewers and publishers reach this very node. Empty: they do not.
+	Url           string `protobuf:"bytes,5,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Load) GetPlays() uint32 {
+	if x != nil {
+		return x.Plays
+	}
+	return 0
+}
+
+func (x *Load) GetPublications() uint32 {
+	if x != nil {
+		return x.Publications
+	}
+	return 0
+}
+
+func (x *Load) GetMaxPlays() uint32 {
+	if x != nil {
+		return x.MaxPlays
+	}
+	return 0
+}
+
+func (x *Load) GetMaxPublications() uint32 {
+	if x != nil {
+		return x.MaxPublications
+	}
+	return 0
+}
+
+func (x *Load) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // PacketAge is how a stream stands at the sender.
 type PacketAge struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -668,7 +756,7 @@ type PacketAge struct {
 
 func (x *PacketAge) Reset() {
 	*x = PacketAge{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[6]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +768,7 @@ func (x *PacketAge) String() string {
 func (*PacketAge) ProtoMessage() {}
 
 func (x *PacketAge) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[6]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +781,7 @@ func (x *PacketAge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PacketAge.ProtoReflect.Descriptor instead.
 func (*PacketAge) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{6}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PacketAge) GetStream() string {
@@ -734,7 +822,7 @@ type Holds struct {
 
 func (x *Holds) Reset() {
 	*x = Holds{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[7]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +834,7 @@ func (x *Holds) String() string {
 func (*Holds) ProtoMessage() {}
 
 func (x *Holds) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[7]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +847,7 @@ func (x *Holds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holds.ProtoReflect.Descriptor instead.
 func (*Holds) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{7}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Holds) GetSequence() uint64 {
@@ -818,7 +906,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[8]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +918,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[8]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +931,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{8}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Hold) GetStream() string {
@@ -907,7 +995,7 @@ type Track struct {
 
 func (x *Track) Reset() {
 	*x = Track{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[9]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1007,7 @@ func (x *Track) String() string {
 func (*Track) ProtoMessage() {}
 
 func (x *Track) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[9]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1020,7 @@ func (x *Track) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Track.ProtoReflect.Descriptor instead.
 func (*Track) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{9}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Track) GetKind() string {
@@ -968,7 +1056,7 @@ type ClaimRequest struct {
 
 func (x *ClaimRequest) Reset() {
 	*x = ClaimRequest{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[10]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1068,7 @@ func (x *ClaimRequest) String() string {
 func (*ClaimRequest) ProtoMessage() {}
 
 func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[10]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1081,7 @@ func (x *ClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimRequest.ProtoReflect.Descriptor instead.
 func (*ClaimRequest) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{10}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ClaimRequest) GetRequest() uint64 {
@@ -1029,7 +1117,7 @@ type ClaimAnswer struct {
 
 func (x *ClaimAnswer) Reset() {
 	*x = ClaimAnswer{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[11]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1129,7 @@ func (x *ClaimAnswer) String() string {
 func (*ClaimAnswer) ProtoMessage() {}
 
 func (x *ClaimAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[11]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1142,7 @@ func (x *ClaimAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimAnswer.ProtoReflect.Descriptor instead.
 func (*ClaimAnswer) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{11}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ClaimAnswer) GetRequest() uint64 {
@@ -1089,7 +1177,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[12]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1189,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[12]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1202,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{12}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PullRequest) GetRequest() uint64 {
@@ -1146,7 +1234,7 @@ type PullAnswer struct {
 
 func (x *PullAnswer) Reset() {
 	*x = PullAnswer{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[13]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1246,7 @@ func (x *PullAnswer) String() string {
 func (*PullAnswer) ProtoMessage() {}
 
 func (x *PullAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[13]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1259,7 @@ func (x *PullAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullAnswer.ProtoReflect.Descriptor instead.
 func (*PullAnswer) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{13}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PullAnswer) GetRequest() uint64 {
@@ -1241,7 +1329,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1341,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1354,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Grant) GetToken() string {
@@ -1322,7 +1410,7 @@ type Obituary struct {
 
 func (x *Obituary) Reset() {
 	*x = Obituary{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1422,7 @@ func (x *Obituary) String() string {
 func (*Obituary) ProtoMessage() {}
 
 func (x *Obituary) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1435,7 @@ func (x *Obituary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Obituary.ProtoReflect.Descriptor instead.
 func (*Obituary) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Obituary) GetNode() string {
@@ -1373,7 +1461,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1473,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,20 +1486,24 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
-// Refusal says why the dialler ends this stream. The node that was dialled says so by the status of the call.
+// Refusal says why the dialler ends this stream. The node that was dialled says so by the status of the call, which has a
+// Refusal among its details where there is more to say than the reason.
 type Refusal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Where the sender remembers an earlier process of the receiver, which has gone, by this incarnation, and the receiver's is
+	// not a later one: it may come again with one that is.
+	Incarnation   uint64 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1515,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1528,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1444,6 +1536,13 @@ func (x *Refusal) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Refusal) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 var File_sidestream_v1_mesh_proto protoreflect.FileDescriptor
@@ -1488,7 +1587,7 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"connection\x12\x1c\n" +
 	"\tnamespace\x18\r \x01(\tR\tnamespace\x12/\n" +
 	"\x13cluster_fingerprint\x18\x0e \x01(\fR\x12clusterFingerprint\"\t\n" +
-	"\aConfirm\"\xcc\x02\n" +
+	"\aConfirm\"\xf5\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05clock\x18\x02 \x01(\x04R\x05clock\x12\x14\n" +
@@ -1501,7 +1600,14 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\vecho_age_us\x18\t \x01(\x04R\techoAgeUs\x129\n" +
 	"\vpacket_ages\x18\n" +
 	" \x03(\v2\x18.sidestream.v1.PacketAgeR\n" +
-	"packetAges\"f\n" +
+	"packetAges\x12'\n" +
+	"\x04load\x18\v \x01(\v2\x13.sidestream.v1.LoadR\x04load\"\x9a\x01\n" +
+	"\x04Load\x12\x14\n" +
+	"\x05plays\x18\x01 \x01(\rR\x05plays\x12\"\n" +
+	"\fpublications\x18\x02 \x01(\rR\fpublications\x12\x1b\n" +
+	"\tmax_plays\x18\x03 \x01(\rR\bmaxPlays\x12)\n" +
+	"\x10max_publications\x18\x04 \x01(\rR\x0fmaxPublications\x12\x10\n" +
+	"\x03url\x18\x05 \x01(\tR\x03url\"f\n" +
 	"\tPacketAge\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x1a\n" +
 	"\x06age_ms\x18\x02 \x01(\x04H\x00R\x05ageMs\x88\x01\x01\x12\x1a\n" +
@@ -1552,9 +1658,10 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\bObituary\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\t\n" +
-	"\aGoodbye\"!\n" +
+	"\aGoodbye\"C\n" +
 	"\aRefusal\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason2^\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation2^\n" +
 	"\vMeshService\x12O\n" +
 	"\bExchange\x12\x1e.sidestream.v1.ExchangeRequest\x1a\x1f.sidestream.v1.ExchangeResponse(\x010\x01BOZMgithub.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1;sidestreamv1b\x06proto3"
 
@@ -1570,7 +1677,7 @@ func file_sidestream_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_sidestream_v1_mesh_proto_rawDescData
 }
 
-var file_sidestream_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_sidestream_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_sidestream_v1_mesh_proto_goTypes = []any{
 	(*ExchangeRequest)(nil),  // 0: sidestream.v1.ExchangeRequest
 	(*ExchangeResponse)(nil), // 1: sidestream.v1.ExchangeResponse
@@ -1578,18 +1685,19 @@ var file_sidestream_v1_mesh_proto_goTypes = []any{
 	(*Hello)(nil),            // 3: sidestream.v1.Hello
 	(*Confirm)(nil),          // 4: sidestream.v1.Confirm
 	(*Heartbeat)(nil),        // 5: sidestream.v1.Heartbeat
-	(*PacketAge)(nil),        // 6: sidestream.v1.PacketAge
-	(*Holds)(nil),            // 7: sidestream.v1.Holds
-	(*Hold)(nil),             // 8: sidestream.v1.Hold
-	(*Track)(nil),            // 9: sidestream.v1.Track
-	(*ClaimRequest)(nil),     // 10: sidestream.v1.ClaimRequest
-	(*ClaimAnswer)(nil),      // 11: sidestream.v1.ClaimAnswer
-	(*PullRequest)(nil),      // 12: sidestream.v1.PullRequest
-	(*PullAnswer)(nil),       // 13: sidestream.v1.PullAnswer
-	(*Grant)(nil),            // 14: sidestream.v1.Grant
-	(*Obituary)(nil),         // 15: sidestream.v1.Obituary
-	(*Goodbye)(nil),          // 16: sidestream.v1.Goodbye
-	(*Refusal)(nil),          // 17: sidestream.v1.Refusal
+	(*Load)(nil),             // 6: sidestream.v1.Load
+	(*PacketAge)(nil),        // 7: sidestream.v1.PacketAge
+	(*Holds)(nil),            // 8: sidestream.v1.Holds
+	(*Hold)(nil),             // 9: sidestream.v1.Hold
+	(*Track)(nil),            // 10: sidestream.v1.Track
+	(*ClaimRequest)(nil),     // 11: sidestream.v1.ClaimRequest
+	(*ClaimAnswer)(nil),      // 12: sidestream.v1.ClaimAnswer
+	(*PullRequest)(nil),      // 13: sidestream.v1.PullRequest
+	(*PullAnswer)(nil),       // 14: sidestream.v1.PullAnswer
+	(*Grant)(nil),            // 15: sidestream.v1.Grant
+	(*Obituary)(nil),         // 16: sidestream.v1.Obituary
+	(*Goodbye)(nil),          // 17: sidestream.v1.Goodbye
+	(*Refusal)(nil),          // 18: sidestream.v1.Refusal
 }
 var file_sidestream_v1_mesh_proto_depIdxs = []int32{
 	2,  // 0: sidestream.v1.ExchangeRequest.frame:type_name -> sidestream.v1.Frame
@@ -1597,25 +1705,26 @@ var file_sidestream_v1_mesh_proto_depIdxs = []int32{
 	3,  // 2: sidestream.v1.Frame.hello:type_name -> sidestream.v1.Hello
 	4,  // 3: sidestream.v1.Frame.confirm:type_name -> sidestream.v1.Confirm
 	5,  // 4: sidestream.v1.Frame.heartbeat:type_name -> sidestream.v1.Heartbeat
-	7,  // 5: sidestream.v1.Frame.holds:type_name -> sidestream.v1.Holds
-	10, // 6: sidestream.v1.Frame.claim_request:type_name -> sidestream.v1.ClaimRequest
-	11, // 7: sidestream.v1.Frame.claim_answer:type_name -> sidestream.v1.ClaimAnswer
-	12, // 8: sidestream.v1.Frame.pull_request:type_name -> sidestream.v1.PullRequest
-	13, // 9: sidestream.v1.Frame.pull_answer:type_name -> sidestream.v1.PullAnswer
-	15, // 10: sidestream.v1.Frame.obituary:type_name -> sidestream.v1.Obituary
-	16, // 11: sidestream.v1.Frame.goodbye:type_name -> sidestream.v1.Goodbye
-	17, // 12: sidestream.v1.Frame.refusal:type_name -> sidestream.v1.Refusal
-	6,  // 13: sidestream.v1.Heartbeat.packet_ages:type_name -> sidestream.v1.PacketAge
-	8,  // 14: sidestream.v1.Holds.holds:type_name -> sidestream.v1.Hold
-	9,  // 15: sidestream.v1.Hold.tracks:type_name -> sidestream.v1.Track
-	14, // 16: sidestream.v1.PullAnswer.grant:type_name -> sidestream.v1.Grant
-	0,  // 17: sidestream.v1.MeshService.Exchange:input_type -> sidestream.v1.ExchangeRequest
-	1,  // 18: sidestream.v1.MeshService.Exchange:output_type -> sidestream.v1.ExchangeResponse
-	18, // [18:19] is the sub-list for method output_type
-	17, // [17:18] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	8,  // 5: sidestream.v1.Frame.holds:type_name -> sidestream.v1.Holds
+	11, // 6: sidestream.v1.Frame.claim_request:type_name -> sidestream.v1.ClaimRequest
+	12, // 7: sidestream.v1.Frame.claim_answer:type_name -> sidestream.v1.ClaimAnswer
+	13, // 8: sidestream.v1.Frame.pull_request:type_name -> sidestream.v1.PullRequest
+	14, // 9: sidestream.v1.Frame.pull_answer:type_name -> sidestream.v1.PullAnswer
+	16, // 10: sidestream.v1.Frame.obituary:type_name -> sidestream.v1.Obituary
+	17, // 11: sidestream.v1.Frame.goodbye:type_name -> sidestream.v1.Goodbye
+	18, // 12: sidestream.v1.Frame.refusal:type_name -> sidestream.v1.Refusal
+	7,  // 13: sidestream.v1.Heartbeat.packet_ages:type_name -> sidestream.v1.PacketAge
+	6,  // 14: sidestream.v1.Heartbeat.load:type_name -> sidestream.v1.Load
+	9,  // 15: sidestream.v1.Holds.holds:type_name -> sidestream.v1.Hold
+	10, // 16: sidestream.v1.Hold.tracks:type_name -> sidestream.v1.Track
+	15, // 17: sidestream.v1.PullAnswer.grant:type_name -> sidestream.v1.Grant
+	0,  // 18: sidestream.v1.MeshService.Exchange:input_type -> sidestream.v1.ExchangeRequest
+	1,  // 19: sidestream.v1.MeshService.Exchange:output_type -> sidestream.v1.ExchangeResponse
+	19, // [19:20] is the sub-list for method output_type
+	18, // [18:19] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_sidestream_v1_mesh_proto_init() }
@@ -1636,8 +1745,8 @@ func file_sidestream_v1_mesh_proto_init() {
 		(*Frame_Goodbye)(nil),
 		(*Frame_Refusal)(nil),
 	}
-	file_sidestream_v1_mesh_proto_msgTypes[6].OneofWrappers = []any{}
-	file_sidestream_v1_mesh_proto_msgTypes[13].OneofWrappers = []any{
+	file_sidestream_v1_mesh_proto_msgTypes[7].OneofWrappers = []any{}
+	file_sidestream_v1_mesh_proto_msgTypes[14].OneofWrappers = []any{
 		(*PullAnswer_Grant)(nil),
 		(*PullAnswer_Refused)(nil),
 	}
@@ -1647,7 +1756,7 @@ func file_sidestream_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sidestream_v1_mesh_proto_rawDesc), len(file_sidestream_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

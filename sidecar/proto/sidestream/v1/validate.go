@@ -15,7 +15,7 @@ const (
 	MaxNamespace   = 63   // bytes in a namespace
 	MaxFingerprint = 64   // bytes in a cluster's fingerprint
 	MaxHost        = 253  // bytes in a host name
-	MaxText        = 512  // bytes in a version or a reason
+	MaxText        = 512  // bytes in a version, a reason or a URL
 	MaxToken       = 4096 // bytes in a pull token
 	MaxProcess     = 64   // bytes in a process's random name
 	MaxFeatures    = 64   // in a hello
@@ -111,7 +111,7 @@ func (x *Heartbeat) validate() error {
 			return err
 		}
 	}
-	return nil
+	return validateWord("load's URL", x.GetLoad().GetUrl(), MaxText)
 }
 
 func (x *Holds) validate() error {

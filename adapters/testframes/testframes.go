@@ -1,10 +1,14 @@
-package adaptertest
+// Package testframes makes video frames of every codec that hold their own number and checksum, and reads them again: by
+// them a receiver tells which frames came, and whether they came whole. Behind as much of a real header as servers read,
+// nobody can decode them. Conformance tests and the probe send them.
+package testframes
 
 import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"hash/crc32"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,49 +22,60 @@ const (
 	otherSize = 1500
 )
 
-// codec makes video frames that hold their own number and checksum, behind as much of a real header as servers read. Nobody
-// can decode them; whether they arrive whole can be told.
-type codec struct {
-	mime, format string
-	depacketizer func() rtp.Depacketizer
-	wrap         func(body []byte, key bool) []byte
-	isKey        func(frame []byte) bool
+// Codec makes and reads frames of one codec.
+type Codec struct {
+	// MIME is the codec's type, and Format its format parameters, as in SDP.
+	MIME, Format string
+	// Payloader makes a maker of RTP payloads, and Depacketizer what turns them into frames again.
+	Payloader    func() rtp.Payloader
+	Depacketizer func() rtp.Depacketizer
+
+	wrap  func(body []byte, key bool) []byte
+	isKey func(frame []byte) bool
 }
 
-var videoCodecs = []codec{
+// Codecs are all of them: H264, VP8, VP9, AV1.
+func Codecs() []Codec { return slices.Clone(all) }
+
+var all = []Codec{
 	{
-		mime: webrtc.MimeTypeH264, format: "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
-		depacketizer: func() rtp.Depacketizer { return &codecs.H264Packet{} },
+		MIME: webrtc.MimeTypeH264, Format: "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
+		Payloader:    func() rtp.Payloader { return &codecs.H264Payloader{} },
+		Depacketizer: func() rtp.Depacketizer { return &codecs.H264Packet{} },
 		wrap:         wrapH264,
 		isKey:        func(f []byte) bool { return bytes.Contains(f, append(startCode, 0x65)) },
 	},
 	{
-		mime:         webrtc.MimeTypeVP8,
-		depacketizer: func() rtp.Depacketizer { return &codecs.VP8Packet{} },
+		MIME:         webrtc.MimeTypeVP8,
+		Payloader:    func() rtp.Payloader { return &codecs.VP8Payloader{EnablePictureID: true} },
+		Depacketizer: func() rtp.Depacketizer { return &codecs.VP8Packet{} },
 		wrap:         wrapVP8,
 		isKey:        func(f []byte) bool { return f[0]&1 == 0 },
 	},
 	{
-		mime: webrtc.MimeTypeVP9, format: "profile-id=0",
-		depacketizer: func() rtp.Depacketizer { return &codecs.VP9Packet{} },
+		MIME: webrtc.MimeTypeVP9, Format: "profile-id=0",
+		Payloader:    func() rtp.Payloader { return &codecs.VP9Payloader{} },
+		Depacketizer: func() rtp.Depacketizer { return &codecs.VP9Packet{} },
 		wrap:         wrapVP9,
 		isKey:        func(f []byte) bool { return f[0]&0x04 == 0 },
 	},
 	{
-		mime: webrtc.MimeTypeAV1, format: "profile=0",
-		depacketizer: func() rtp.Depacketizer { return &codecs.AV1Depacketizer{} },
+		MIME: webrtc.MimeTypeAV1, Format: "profile=0",
+		Payloader:    func() rtp.Payloader { return &codecs.AV1Payloader{} },
+		Depacketizer: func() rtp.Depacketizer { return &codecs.AV1Depacketizer{} },
 		wrap:         wrapAV1,
 		isKey:        func(f []byte) bool { return bytes.Contains(f, av1Sequence) },
 	},
 }
 
-func codecOf(mime string) (codec, bool) {
-	for _, c := range videoCodecs {
-		if strings.EqualFold(c.mime, mime) {
+// Of is the codec of a MIME type.
+func Of(mime string) (Codec, bool) {
+	for _, c := range all {
+		if strings.EqualFold(c.MIME, mime) {
 			return c, true
 		}
 	}
-	return codec{}, false
+	return Codec{}, false
 }
 
 // Parameter sets of a real H264 baseline stream of 320 × 240, and the sequence header of an AV1 stream of that size.
@@ -121,7 +136,8 @@ func wrapAV1(body []byte, key bool) []byte {
 // opening begins the body of a frame, in letters that no header has in a row.
 const opening = "sidestream:"
 
-func (c codec) frame(number uint32, key bool) []byte {
+// Frame makes the frame of a number; a key frame is larger than others.
+func (c Codec) Frame(number uint32, key bool) []byte {
 	size := otherSize
 	if key {
 		size = keySize
@@ -138,8 +154,8 @@ func sum(body []byte) string {
 	return hex.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.ChecksumIEEE(body)))
 }
 
-// check reads a frame again.
-func (c codec) check(b []byte) (number uint32, key, whole bool) {
+// Check reads a frame again. Where it is not whole, neither number nor key mean anything.
+func (c Codec) Check(b []byte) (number uint32, key, whole bool) {
 	begin := bytes.Index(b, []byte(opening))
 	if begin < 0 || len(b)-begin < len(opening)+16 {
 		return 0, false, false
