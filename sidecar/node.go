@@ -443,8 +443,13 @@ func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
+	lost := false
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
+			if lost {
+				lost = false
+				n.stay()
+			}
 			n.mesh.SetReady(true)
 			n.endStrays(ctx, streams)
 			n.report(streams)
@@ -452,6 +457,7 @@ func (n *node) watchServer(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		lost = true
 		n.mesh.SetReady(false)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
