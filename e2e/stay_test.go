@@ -15,7 +15,9 @@ func TestDrainIsTakenBack(t *testing.T) {
 	pods := startPods(ctx, t, "germany", "singapore")
 	germany, singapore := pods[0], pods[1]
 	leaving := func(yes bool) func(siteStatus) bool {
-		return func(st siteStatus) bool { return len(st.Peers) == 1 && st.Peers[0].Connected && st.Peers[0].Draining == yes }
+		return func(st siteStatus) bool {
+			return len(st.Peers) == 1 && st.Peers[0].Connected && st.Peers[0].Draining == yes
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, germany.admin+"/drain", http.NoBody)
 	if err != nil {

@@ -57,6 +57,9 @@ var settable = func() map[string]config.Var {
 	return found
 }()
 
+// defaults are the sidecar's.
+var defaults = config.Default()
+
 func annotationOf(variable string) string {
 	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, config.Prefix), "_", "-"))
 }
@@ -180,7 +183,7 @@ func (m *mutation) configure() *refusal {
 		c.Gateway.Listen = listen(m.ports.Gateway)
 		c.Peer.Listen = listen(m.ports.Peer)
 		c.Admin.Listen = listen(m.ports.Admin)
-		if c.Relay.Drain == config.Default().Relay.Drain && m.wishes.values["SIDESTREAM_RELAY_DRAIN"] == "" {
+		if c.Relay.Drain == defaults.Relay.Drain && m.wishes.values["SIDESTREAM_RELAY_DRAIN"] == "" {
 			c.Relay.Drain = m.drainTime()
 		}
 		if c.Peer.Security == config.SharedKey {

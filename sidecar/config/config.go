@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -502,15 +503,24 @@ func (v Var) String() string { return v.Name + "=" + v.Value }
 // Config, if Validate finds no fault with it.
 func (c Config) Env() []Var {
 	var vars []Var
-	plain := Default()
-	defaults := fields(reflect.ValueOf(&plain).Elem(), Prefix)
+	defaults := defaultTexts()
 	for i, f := range fields(reflect.ValueOf(&c).Elem(), Prefix) {
-		if value := f.text(); value != defaults[i].text() {
+		if value := f.text(); value != defaults[i] {
 			vars = append(vars, Var{Name: f.name, Value: value, Secret: f.secret()})
 		}
 	}
 	return vars
 }
+
+// defaultTexts are the defaults as they are rendered: the injector does so for every pod.
+var defaultTexts = sync.OnceValue(func() []string {
+	var texts []string
+	plain := Default()
+	for _, f := range fields(reflect.ValueOf(&plain).Elem(), Prefix) {
+		texts = append(texts, f.text())
+	}
+	return texts
+})
 
 // Settings are all variables with their defaults, in the order of the struct.
 func Settings() []Var {
