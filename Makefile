@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-failover bench-hop soak sim bench-mesh bed e2e image generate build help clean
+.PHONY: demo test check bench bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -60,6 +60,8 @@ bed: ## control planes for the end-to-end tests, built once into the user's cach
 e2e: build bed ## the demo as a user has it, with a real browser where there is one; real clusters, joined
 	E2E=1 $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
 	cd charts && E2E=1 $(GO) test -count=1 -timeout 10m -run TestInstall ./...
+interop: build ## every make of server at the origin and every make at the edge: those that are found here; some minutes
+	@E2E=1 $(GO) test -count=1 -timeout 20m -run '^TestInterop$$' -v ./e2e
 image: ## container images of the sidecar and the injector, as tarballs in bin/; ARGS="-arch arm64"
 	@$(GO) run ./e2e/image -version $(VERSION) $(ARGS)
 

@@ -28,6 +28,9 @@ var arrows = map[string][]string{
 
 	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
 
+	"adapters/broadcastbox":                  {"adapters", "adapters/poll"},
+	"adapters/broadcastbox/broadcastboxtest": {"adapters/broadcastbox"},
+
 	"adapters/janus":           {"adapters", "adapters/whip", "github.com/pion/"},
 	"adapters/janus/janustest": {"e2e/wan"},
 

@@ -98,9 +98,19 @@ type streamStatus struct {
 	Origin  string
 	Holders []struct{ Cluster string }
 	Readers int
+	Refused string
 }
 
-type relayStatus struct{ Stream, State, Parent string }
+type relayStatus struct {
+	Stream, State, Parent string
+
+	Session struct {
+		Tracks []struct {
+			Kind                                           string
+			KeyFrameRequestsSent, KeyFrameRequestsReceived int
+		}
+	}
+}
 
 type discoveryStatus struct{ Source, Error string }
 

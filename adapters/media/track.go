@@ -9,9 +9,13 @@ import (
 )
 
 const (
-	reportInterval   = time.Second
-	keyFrameInterval = time.Second // between requests for a key frame, after the first
-	jitterFactor     = 16
+	reportInterval = time.Second
+	// Requests for a key frame come one a keyFrameInterval in the long run. Two may come together, but for keyFrameGap: who begins
+	// to play asks at once, and again for somebody behind him who has just missed that key frame.
+	keyFrameInterval = time.Second
+	keyFrameGap      = 150 * time.Millisecond
+
+	jitterFactor = 16
 )
 
 // Track is one audio or video track that comes in. Its methods may be called concurrently.
@@ -42,6 +46,7 @@ type Track struct {
 
 	wanted    bool // a key frame has been asked for and has not come
 	asked     time.Time
+	paid      time.Time // by when the requests so far are no more than one a keyFrameInterval
 	reported  time.Time
 	reference report
 	jitter    jitter
@@ -125,16 +130,25 @@ func (t *Track) RequestKeyFrame() {
 }
 
 func (t *Track) keyFrameDueLocked(now time.Time) bool {
-	if !t.wanted || now.Sub(t.asked) < keyFrameInterval {
+	if !t.wanted || now.Sub(t.asked) < keyFrameGap || t.paid.Sub(now) > keyFrameInterval {
 		return false
 	}
 	t.asked = now
+	if t.paid.Before(now) {
+		t.paid = now
+	}
+	t.paid = t.paid.Add(keyFrameInterval)
 	t.plis++
 	return true
 }
 
+// sendPLI asks for a key frame. A report goes first, as RFC 4585, section 3.1, has it where reduced size was not agreed on: Janus 1.1
+// finds by it which track the request is for, and drops one that comes alone.
 func (t *Track) sendPLI() {
-	t.conn.writeRTCP(&rtcp.PictureLossIndication{SenderSSRC: receiverSender, MediaSSRC: t.ssrc})
+	t.mu.Lock()
+	report := t.reportLocked(time.Now())
+	t.mu.Unlock()
+	t.conn.writeRTCP(report, &rtcp.PictureLossIndication{SenderSSRC: receiverSender, MediaSSRC: t.ssrc})
 }
 
 // receive takes the next packet, in the goroutine that reads the connection.
@@ -225,7 +239,7 @@ func (t *Track) nackDueLocked(now time.Time) *rtcp.TransportLayerNack {
 	if !t.nack || len(t.losses.missing) == 0 {
 		return nil
 	}
-	t.pathRTT = t.conn.pathRTT
+	t.pathRTT = time.Duration(t.conn.pathRTT.Load())
 	t.pairs = t.losses.due(now, t.pathRTT, t.pairs[:0])
 	if len(t.pairs) == 0 {
 		return nil
@@ -252,6 +266,10 @@ func (t *Track) reportDueLocked(now time.Time) *rtcp.ReceiverReport {
 	if first {
 		return nil
 	}
+	return t.reportLocked(now)
+}
+
+func (t *Track) reportLocked(now time.Time) *rtcp.ReceiverReport {
 	current := report{expected: t.losses.expected(), received: t.losses.received}
 	expected, received := current.expected-t.reference.expected, current.received-t.reference.received
 	t.reference = current

@@ -280,9 +280,12 @@ type Peer struct {
 
 // Relay says when streams are carried here, and how they spread from here.
 type Relay struct {
-	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next two
+	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next three
 	// the first entry that matches a name decides, against it where the entry begins with "!".
 	Pins []string `env:"PINS"`
+	// Standby lists streams of which a relay here keeps a second copy, by a path that shares nothing with the first's but the
+	// origin: another copy over the network for each node that has viewers.
+	Standby []string `env:"STANDBY"`
 	// Export lists what may leave the cluster, Import what of other clusters is taken notice of; empty: everything. They are
 	// the same at all nodes of a cluster.
 	Export []string `env:"EXPORT"`

@@ -65,6 +65,12 @@ var (
 		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
+	standbyPacketsDesc = prometheus.NewDesc("sidestream_relay_standby_packets_total",
+		"RTP packets received as second copies of streams; those of one that has taken over count as its source's, too.", []string{"kind"}, nil)
+	standbyBytesDesc = prometheus.NewDesc("sidestream_relay_standby_bytes_total",
+		"RTP payload bytes received as second copies of streams.", []string{"kind"}, nil)
+	standbyFilledDesc = prometheus.NewDesc("sidestream_relay_standby_filled_total",
+		"Holes in a stream that its second copy filled: packets, or runs of frames.", []string{"kind"}, nil)
 )
 
 // NewSessionMetrics makes the metrics and registers them; with a nil Registerer it only makes them.
@@ -124,6 +130,7 @@ func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
 		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
+		standbyPacketsDesc, standbyBytesDesc, standbyFilledDesc,
 	} {
 		descriptions <- d
 	}
@@ -170,6 +177,13 @@ func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 			sendErrorsDesc: t.SendErrors, restartsDesc: t.Restarts, clockJumpsDesc: t.ClockJumps,
 		} {
 			add(description, t.Kind, n)
+		}
+	}
+	if status.Standby != nil {
+		for _, t := range status.Standby.Tracks {
+			add(standbyPacketsDesc, t.Kind, t.Packets)
+			add(standbyBytesDesc, t.Kind, t.Bytes)
+			add(standbyFilledDesc, t.Kind, t.Filled)
 		}
 	}
 	add(uselessDesc, "malformed", status.Malformed)
