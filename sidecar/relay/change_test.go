@@ -510,7 +510,7 @@ func TestChangePlanned(t *testing.T) {
 			best := time.Hour
 			for range 10 {
 				audioAfter, videoAfter := v.awaitReports()
-				best = min(best, max((audioAfter - audio).Abs(), (videoAfter - video).Abs()))
+				best = min(best, max((audioAfter-audio).Abs(), (videoAfter-video).Abs()))
 				if best <= 10*time.Millisecond {
 					break
 				}
