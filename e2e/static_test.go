@@ -87,7 +87,7 @@ func freePorts(t *testing.T, n int) []int {
 
 // siteStatus is what the tests read of /api/status.
 type siteStatus struct {
-	Peers     []struct{ Connected bool }
+	Peers     []struct{ Connected, Draining bool }
 	Streams   []streamStatus
 	Relays    []relayStatus
 	Discovery []discoveryStatus

@@ -92,6 +92,7 @@ type node struct {
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
 // run, which also frees what was opened.
 func newNode(settings config.Config, around surroundings, logger *slog.Logger) (_ *node, err error) {
+	settings.Adapter = settings.Adapter.At(settings.PodIP)
 	n := &node{
 		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
 		reported: map[adapters.StreamID]adapters.Stream{},
@@ -448,8 +449,13 @@ func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
+	lost := false
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
+			if lost {
+				lost = false
+				n.stay()
+			}
 			n.mesh.SetReady(true)
 			n.setFailed(nil)
 			n.endStrays(ctx, streams)
@@ -458,6 +464,7 @@ func (n *node) watchServer(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		lost = true
 		n.mesh.SetReady(false)
 		n.setFailed(err)
 		if errors.Is(err, syscall.ECONNREFUSED) {
