@@ -33,13 +33,11 @@ const (
 // after one another than they were sent, and what it cannot take is lost. It is fed with each packet of one track; its time is
 // that of arrival.
 type estimate struct {
-	began   bool
-	stamp   uint32        // of the frame that comes
-	first   time.Time     // when its first packet came
-	start   time.Time     // of all
-	last    time.Duration // between the frame before and this one, as sent
-	arrived time.Duration
-	groups  int
+	began  bool
+	stamp  uint32    // of the frame that comes
+	first  time.Time // when its first packet came
+	start  time.Time // of all
+	groups int
 
 	delay, smooth float64 // milliseconds by which frames are later than they were sent, since the start
 	line          [trendGroups]struct{ at, delay float64 }
