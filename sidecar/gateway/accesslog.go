@@ -17,7 +17,7 @@ func (g *Gateway) finish(w *recorder, r *http.Request, began time.Time) {
 	g.metrics.answered(w)
 	level := slog.LevelInfo
 	switch {
-	case w.kind == kindOther || w.kind == kindPreflight:
+	case w.kind == kindOther || w.kind == kindPreflight || w.kind == kindHealth:
 		level = slog.LevelDebug
 	case !g.o.AccessLog, w.kind == kindPull: // that has an audit line of its own
 		return

@@ -131,6 +131,7 @@ type Gateway struct {
 	cors    *cors
 	seal    *seal // nil: session URLs are not sealed
 	pulls   atomic.Int64
+	health  health
 
 	sessions  *sessions
 	telling   sync.Mutex // orders what an adapter is told of the sessions
@@ -261,6 +262,10 @@ func (g *Gateway) public(w *recorder, r *http.Request) {
 	}
 	if r.Method == http.MethodConnect || !strings.HasPrefix(r.URL.Path, "/") {
 		g.refuse(w, r, http.StatusBadRequest, "Not a request for this server", "Ask for a path that begins with a slash.")
+		return
+	}
+	if ownWellKnown(r.URL.Path) {
+		g.wellKnown(w, r)
 		return
 	}
 	if r.Method == http.MethodOptions && g.preflight(w, r) {

@@ -21,6 +21,7 @@ const (
 	kindOther   = "other"
 
 	kindPreflight = "preflight"
+	kindHealth    = "health"
 )
 
 // statusGone stands in metrics for a caller that left before the answer.

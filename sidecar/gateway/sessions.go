@@ -129,6 +129,13 @@ func (t *sessions) admit(want adapters.Request, from netip.Prefix) (s *session, 
 	return s, ""
 }
 
+// room says whether the table takes another session.
+func (t *sessions) room() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.all) < maxSessions
+}
+
 // add counts a session in or out.
 func (t *sessions) add(s *session, n int) {
 	t.count[index(s.publish)] += n
