@@ -34,16 +34,20 @@ func load(t *testing.T) *chartv2.Chart {
 	return c
 }
 
-// example reads the values of one.
-func example(t *testing.T, name string) map[string]any {
+// example reads the values of one, of which later files go before earlier ones.
+func example(t *testing.T, names ...string) map[string]any {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("sidestream", "examples", name+".yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var values map[string]any
-	if err := yaml.UnmarshalStrict(text, &values); err != nil {
-		t.Fatal(err)
+	values := map[string]any{}
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join("sidestream", "examples", name+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var next map[string]any
+		if err := yaml.UnmarshalStrict(text, &next); err != nil {
+			t.Fatal(err)
+		}
+		values = util.CoalesceTables(next, values)
 	}
 	return values
 }
@@ -63,8 +67,11 @@ func TestGolden(t *testing.T) {
 	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
 	for name, values := range map[string]map[string]any{
 		"mediamtx": example(t, "mediamtx"), "janus": example(t, "janus"), "pionsfu": example(t, "pionsfu"),
-		"generic": example(t, "generic"), "three-clusters": example(t, "three-clusters"),
-		"least": {"cluster": "germany"},
+		"generic": example(t, "generic"), "broadcastbox": example(t, "broadcastbox"),
+		"three-clusters-germany":   example(t, "three-clusters/values", "three-clusters/germany"),
+		"three-clusters-singapore": example(t, "three-clusters/values", "three-clusters/singapore"),
+		"three-clusters-us-west":   example(t, "three-clusters/values", "three-clusters/us-west"),
+		"least":                    {"cluster": "germany"},
 		"most": {
 			"cluster": "germany", "namespaces": []any{"media", "stage"},
 			"sidecar": map[string]any{"pullSecrets": []any{"registry"}, "native": "false", "settings": map[string]any{"SIDESTREAM_RELAY_FAN_OUT": 4}},
