@@ -58,8 +58,15 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		_, err := fmt.Fprintf(stdout, "sidestream-injector %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return err
 	}
+	if len(args) == 1 && args[0] == "check" {
+		c, err := newChecker(environ, stdout)
+		if err != nil {
+			return err
+		}
+		return c.run(ctx)
+	}
 	if len(args) > 0 {
-		return fmt.Errorf("%q is not understood: all settings are environment variables, and the only command is version", args)
+		return fmt.Errorf("%q is not understood: all settings are environment variables, and the only commands are check and version", args)
 	}
 	if !slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "GOGC=") }) {
 		debug.SetGCPercent(gcPercent)

@@ -25,3 +25,10 @@ app.kubernetes.io/component: injector
 {{- define "sidestream.image" -}}
 {{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end }}
+
+{{/* Of what is there for helm test alone; what it is given is the weight. */}}
+{{- define "sidestream.test" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end }}
