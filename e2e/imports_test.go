@@ -49,6 +49,7 @@ var arrows = map[string][]string{
 	"sidecar/iceservers": {"adapters/whip", "github.com/pion/webrtc/", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},
 	"sidecar/console":    nil,
+	"sidecar/redirect":   {"github.com/google/", "golang.org/x/sys/"},
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sidestream-dev/sidestream/sidecar/config"
+	"github.com/sidestream-dev/sidestream/sidecar/redirect"
 )
 
 // version is set by the linker.
@@ -91,6 +92,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		demoCommand(environ, stdout, stderr),
 		peersCommand(environ, stdout),
 		probeCommand(stdout, stderr),
+		redirectCommand(redirect.Set),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

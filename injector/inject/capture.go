@@ -14,11 +14,19 @@ import (
 type way string
 
 // The ways: the sidecar has the name of the server's port, so that a Service which names its targetPort leads to the gateway;
-// or the Services stay as they are, and streams are carried by pins.
+// the kernel sends what comes for the number of the server's port to the gateway; or the Services stay as they are, and streams
+// are carried by pins.
 const (
 	PortName way = "port-name"
+	Redirect way = "redirect"
 	None     way = "none"
 )
+
+// redirectName is what the container is called that sets the redirection up.
+const redirectName = "sidestream-redirect"
+
+// securityLabel says on a namespace what pods may do there (Pod Security admission).
+const securityLabel = "pod-security.kubernetes.io/enforce"
 
 // capture is the way that was chosen, and why.
 type capture struct {
@@ -26,12 +34,18 @@ type capture struct {
 	why string
 }
 
-// chooseCapture takes the annotation's way, else port-name where the server's port has a name that leads to it alone.
+// chooseCapture takes the annotation's way, else port-name where the server's port has a name that leads to it alone. It never
+// chooses redirect by itself: that takes a container with rights.
 func (m *mutation) chooseCapture() *refusal {
 	obstacle := m.nameless()
 	switch {
 	case m.wishes.capture == None:
 		m.capture = capture{None, "the annotation says so"}
+	case m.wishes.capture == Redirect:
+		if err := m.redirectable(); err != nil {
+			return err
+		}
+		m.capture = capture{Redirect, "the annotation says so"}
 	case m.wishes.capture == PortName && obstacle != "":
 		return refuse(NoServer, "%scapture is %s, but %s", Domain, PortName, obstacle)
 	case m.wishes.capture == PortName:
@@ -47,6 +61,78 @@ func (m *mutation) chooseCapture() *refusal {
 		m.warn("who comes by the node's port %d goes past the sidecar", m.port.HostPort)
 	}
 	return nil
+}
+
+// redirectable refuses a redirection where Kubernetes would not create the pod with it, or something else is in its way.
+func (m *mutation) redirectable() *refusal {
+	if m.pod.Spec.HostNetwork {
+		return refuse(NotPossible, "%scapture is %s, and the pod is on the host's network, where it would be everybody's: take it away",
+			Domain, Redirect)
+	}
+	if !m.known {
+		return refuse(NotPossible, "%scapture is %s, and what the pod's namespace allows could not be read: try again", Domain, Redirect)
+	}
+	if level := m.namespace.Labels[securityLabel]; level != "" && level != "privileged" {
+		return refuse(NotPossible, "%scapture is %s, which takes NET_ADMIN, and the namespace's %s is %s: have the Service name its "+
+			"targetPort instead, or label the namespace privileged", Domain, Redirect, securityLabel, level)
+	}
+	for _, mesh := range meshes {
+		if m.meshed(mesh) {
+			return refuse(NotPossible, "%scapture is %s, and %s takes the pod's traffic to itself: have the Service name its targetPort instead",
+				Domain, Redirect, mesh.name)
+		}
+	}
+	switch number := m.number(); {
+	case number < 1 || number > 65535:
+		return refuse(BadAnnotation, "%sport is %q: write a port's number, or the name of one that the container declares",
+			Domain, m.wishes.port)
+	case number == m.ports.Gateway:
+		return refuse(PortTaken, "port %d is the media server's, and would be the sidecar's: choose another for the sidecar by the annotation "+
+			"%sgateway-port", number, Domain)
+	}
+	if m.probed() {
+		m.warn("the kubelet's probes of the media server's port %d reach it through the sidecar: while that is not there they fail", m.number())
+	}
+	return nil
+}
+
+// number is that of the server's port.
+func (m *mutation) number() int32 {
+	if m.port != nil {
+		return m.port.ContainerPort
+	}
+	return m.wantedPort().IntVal
+}
+
+// probed says that the kubelet asks at the server's port whether it is well.
+func (m *mutation) probed() bool {
+	leads := func(p intstr.IntOrString) bool {
+		return p == intstr.FromInt32(m.number()) || p.Type == intstr.String && m.port != nil && p.StrVal == m.port.Name
+	}
+	for _, probe := range []*corev1.Probe{m.sfu.LivenessProbe, m.sfu.ReadinessProbe, m.sfu.StartupProbe} {
+		if probe != nil && (probe.HTTPGet != nil && leads(probe.HTTPGet.Port) || probe.TCPSocket != nil && leads(probe.TCPSocket.Port)) {
+			return true
+		}
+	}
+	return false
+}
+
+// redirect is the container that sets the redirection up and ends; it is the only one of ours with rights.
+func (m *mutation) redirect() corev1.Container {
+	return corev1.Container{
+		Name:            redirectName,
+		Image:           m.options.Image,
+		ImagePullPolicy: m.options.PullPolicy,
+		Args:            []string{"redirect", strconv.Itoa(int(m.number())), strconv.Itoa(int(m.ports.Gateway))},
+		Resources:       m.resources(), // those of the sidecar, so that the pod wants no more than it does
+		SecurityContext: &corev1.SecurityContext{
+			// Capabilities that are added are effective for user 0 alone.
+			RunAsNonRoot: new(false), RunAsUser: new(int64(0)), RunAsGroup: new(int64(0)),
+			AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true), Privileged: new(false),
+			Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+	}
 }
 
 // nameless says why the name of the server's port cannot be given to the sidecar; "": it can.
@@ -106,12 +192,15 @@ func (m *mutation) giveName(sidecar *corev1.Container) {
 	}
 }
 
-// meshes are the service meshes whose proxies take a pod's TCP to themselves, except for what annotations list.
-var meshes = []struct {
+// serviceMesh is one whose proxies take a pod's TCP to themselves, except for what annotations list.
+type serviceMesh struct {
 	name, proxy, setup string            // the containers'
 	asked              map[string]string // labels or annotations by which pods or namespaces ask for the proxy; "": any value
 	inbound, outbound  string
-}{
+}
+
+// meshes are those that are known.
+var meshes = []serviceMesh{
 	{
 		"Istio", "istio-proxy", "istio-init",
 		map[string]string{"sidecar.istio.io/inject": "true", "istio-injection": "enabled", "istio.io/rev": ""},
@@ -128,24 +217,32 @@ var meshes = []struct {
 // peers have no such proxy, and that of administration. Media is UDP, which they do not touch.
 func (m *mutation) excludeFromMeshes() {
 	for _, mesh := range meshes {
-		has := func(name string) bool {
-			named := func(c corev1.Container) bool { return c.Name == name }
-			return slices.ContainsFunc(m.pod.Spec.InitContainers, named) || slices.ContainsFunc(m.pod.Spec.Containers, named)
-		}
-		present := has(mesh.proxy)
-		for name, value := range mesh.asked {
-			present = present || m.says(name, value)
-		}
-		if !present {
+		if !m.meshed(mesh) {
 			continue
 		}
 		late := m.exclude(mesh.inbound, m.ports.Peer, m.ports.Admin)
 		late = m.exclude(mesh.outbound, m.ports.Peer) || late
-		if late && has(mesh.setup) { // which read the annotations before we came
+		if late && m.has(mesh.setup) { // which read the annotations before we came
 			m.warn("%s has set up the pod's network already: put %s: \"%d,%d\" and %s: \"%d\" into the pod's template",
 				mesh.name, mesh.inbound, m.ports.Peer, m.ports.Admin, mesh.outbound, m.ports.Peer)
 		}
 	}
+}
+
+// meshed says that a service mesh has its proxy in the pod, or will.
+func (m *mutation) meshed(mesh serviceMesh) bool {
+	for name, value := range mesh.asked {
+		if m.says(name, value) {
+			return true
+		}
+	}
+	return m.has(mesh.proxy)
+}
+
+// has says that the pod has a container of a name.
+func (m *mutation) has(name string) bool {
+	named := func(c corev1.Container) bool { return c.Name == name }
+	return slices.ContainsFunc(m.pod.Spec.InitContainers, named) || slices.ContainsFunc(m.pod.Spec.Containers, named)
 }
 
 // says tells whether a label or annotation of the pod or its namespace has a value, or with "" any.

@@ -121,7 +121,7 @@ type Status struct {
 	Revision  string `json:"revision"`
 	Image     string `json:"image"`
 	Container string `json:"container"` // the media server's
-	// Capture is how traffic reaches the gateway: port-name or none, and Why somebody or something chose that.
+	// Capture is how traffic reaches the gateway: port-name, redirect or none, and Why somebody or something chose that.
 	Capture string `json:"capture"`
 	Why     string `json:"why"`
 	// Gateway, Peer and Admin are the sidecar's ports.
@@ -153,7 +153,7 @@ func hasSidecar(pod *corev1.Pod) bool {
 
 // Mutate returns the pod with a sidecar, and the reason Injected; or the pod itself, and the reason why. The pod that it is
 // given stays as it is. The pod need not have a name or namespace yet. Of the namespace the labels and annotations count; nil
-// has none.
+// is one of which nothing is known.
 //
 // What is the user's stays where it is: containers, ports and volumes are appended to, and fields are set that were not. Two
 // are changed: the name of the media server's port that the sidecar takes over, and where the server's own probes and hooks
@@ -170,10 +170,10 @@ func Mutate(pod *corev1.Pod, namespace *corev1.Namespace, o Options) (*corev1.Po
 	if _, ok := StatusOf(pod); ok {
 		return pod, Decision{Reason: Already, Message: "the pod has a sidecar"}
 	}
-	if namespace == nil {
-		namespace = &corev1.Namespace{}
+	m := mutation{pod: pod.DeepCopy(), namespace: namespace, known: namespace != nil, options: o}
+	if !m.known {
+		m.namespace = &corev1.Namespace{}
 	}
-	m := mutation{pod: pod.DeepCopy(), namespace: namespace, options: o}
 	if err := m.run(); err != nil {
 		return pod, Decision{Reason: err.reason, Message: err.message}
 	}
@@ -194,6 +194,7 @@ func refuse(reason Reason, format string, args ...any) *refusal {
 type mutation struct {
 	pod       *corev1.Pod
 	namespace *corev1.Namespace
+	known     bool // what the namespace says
 	options   Options
 
 	wishes   wishes
@@ -223,6 +224,9 @@ func (m *mutation) run() *refusal {
 	m.giveName(&sidecar)
 	m.drainFirst()
 	m.addVolumes()
+	if m.capture.way == Redirect {
+		m.pod.Spec.InitContainers = append(m.pod.Spec.InitContainers, m.redirect())
+	}
 	if m.native {
 		m.pod.Spec.InitContainers = append(m.pod.Spec.InitContainers, sidecar)
 	} else {
@@ -249,8 +253,8 @@ func (m *mutation) checkPod() *refusal {
 			"a sidecar as init container needs Kubernetes 1.33, or the annotation %snative: %q", spec.RestartPolicy, Domain, "true")
 	}
 	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
-		if c.Name == ContainerName {
-			return refuse(NameTaken, "the pod has a container of the name %s, which the sidecar's has: give it another", ContainerName)
+		if c.Name == ContainerName || c.Name == redirectName {
+			return refuse(NameTaken, "the pod has a container of the name %s, which the sidecar's has: give it another", c.Name)
 		}
 		for _, p := range c.Ports {
 			if p.Name == PeerPortName || p.Name == adminPortName || p.Name == serverName {

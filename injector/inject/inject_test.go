@@ -83,6 +83,7 @@ func TestGolden(t *testing.T) {
 		"hostnetwork-annotated":     {"hostnetwork-annotated", nil},
 		"istio":                     {"istio", nil},
 		"linkerd":                   {"linkerd", nil},
+		"redirect":                  {"redirect", nil},
 		"job":                       {"job", nil},
 		"job-ordinary":              {"job", func(o *Options) { o.Native = false }},
 	} {
@@ -192,6 +193,63 @@ func containerOf(tb testing.TB, pod *corev1.Pod, name string) *corev1.Container 
 	return nil
 }
 
+// A redirection takes rights that not every namespace gives, and a network of the pod's own.
+func TestRedirectRefused(t *testing.T) {
+	level := func(l string) func(*corev1.Pod, *corev1.Namespace) {
+		return func(_ *corev1.Pod, n *corev1.Namespace) { n.Labels = map[string]string{securityLabel: l} }
+	}
+	of := func(change func(*corev1.Pod)) func(*corev1.Pod, *corev1.Namespace) {
+		return func(p *corev1.Pod, _ *corev1.Namespace) { change(p) }
+	}
+	for name, tt := range map[string]struct {
+		change func(*corev1.Pod, *corev1.Namespace)
+		reason Reason
+		word   string
+	}{
+		"privileged": {level("privileged"), Injected, ""},
+		"no level":   {func(_ *corev1.Pod, n *corev1.Namespace) { n.Labels = nil }, Injected, ""},
+		"baseline":   {level("baseline"), NotPossible, "label the namespace privileged"},
+		"restricted": {level("restricted"), NotPossible, "which takes NET_ADMIN"},
+		"host's network": {of(func(p *corev1.Pod) {
+			p.Spec.HostNetwork = true
+			annotation("gateway-port", "19080")(p)
+			annotation("admin-port", "19090")(p)
+		}), NotPossible, "host's network"},
+		"Istio": {
+			func(_ *corev1.Pod, n *corev1.Namespace) { n.Labels = map[string]string{"istio-injection": "enabled"} }, NotPossible, "Istio",
+		},
+		"name of the container": {of(func(p *corev1.Pod) { p.Spec.InitContainers[0].Name = redirectName }), NameTaken, redirectName},
+		"the gateway's port": {of(func(p *corev1.Pod) {
+			annotation("port", "18080")(p)
+			p.Spec.Containers[0].Ports = nil
+		}), PortTaken, "sidestream.dev/gateway-port"},
+		"no port":    {of(annotation("port", "123456")), BadAnnotation, "sidestream.dev/port"},
+		"undeclared": {of(func(p *corev1.Pod) { p.Spec.Containers[0].Ports = nil }), Injected, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, namespace := read(t, "redirect")
+			tt.change(pod, namespace)
+			after, decision := mutate(t, pod, namespace, options())
+			if decision.Reason != tt.reason || !strings.Contains(decision.Message, tt.word) {
+				t.Errorf("%s: %s", decision.Reason, decision.Message)
+			}
+			if decision.Reason != Injected {
+				return
+			}
+			if c := containerOf(t, after, redirectName); !slices.Equal(c.Args, []string{"redirect", "8889", "18080"}) {
+				t.Errorf("it redirects %q", c.Args)
+			}
+			if first := after.Spec.InitContainers[1].Name; first != redirectName {
+				t.Errorf("%s runs before the redirection is there", first)
+			}
+		})
+	}
+	pod, _ := read(t, "redirect")
+	if _, decision := mutate(t, pod, nil, options()); decision.Reason != NotPossible || !strings.Contains(decision.Message, "could not be read") {
+		t.Errorf("in a namespace that is not known: %+v", decision)
+	}
+}
+
 func TestLeftAlone(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*corev1.Pod)
@@ -215,7 +273,7 @@ func TestLeftAlone(t *testing.T) {
 		"no secret's name": {
 			annotation("adapter-password", "hunter2"), BadAnnotation, "sidestream.dev/adapter-password names no Secret",
 		},
-		"capture":       {annotation("capture", "redirect"), BadAnnotation, "write port-name or none"},
+		"capture":       {annotation("capture", "port"), BadAnnotation, "write port-name, redirect or none"},
 		"native":        {annotation("native", "perhaps"), BadAnnotation, "true or false"},
 		"low port":      {annotation("gateway-port", "80"), BadAnnotation, "from 1024"},
 		"same ports":    {annotation("gateway-port", "18443"), PortTaken, "18443"},

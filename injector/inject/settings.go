@@ -105,8 +105,8 @@ func (w *wishes) read(name, value string) *refusal {
 	case "revision", "status":
 		return nil
 	case "capture":
-		if w.capture = way(value); w.capture != PortName && w.capture != None {
-			return refuse(BadAnnotation, "%scapture is %q: write %s or %s", Domain, value, PortName, None)
+		if w.capture = way(value); w.capture != PortName && w.capture != Redirect && w.capture != None {
+			return refuse(BadAnnotation, "%scapture is %q: write %s, %s or %s", Domain, value, PortName, Redirect, None)
 		}
 		return nil
 	case "native":
