@@ -53,11 +53,17 @@ var arrows = map[string][]string{
 	// The only one that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
+	// The injector knows Kubernetes, but of the sidecar only its settings.
+	"injector/inject": {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
+	"injector/certs":  {"k8s.io/", "github.com/prometheus/"},
+	"injector":        {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
+
 	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
 	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
+	"e2e/inject":      nil, // tests only
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
 	"e2e/soak":        {"adapters", "adapters/media", "adapters/whip", "e2e/player", "sidecar/testsource"},

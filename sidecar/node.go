@@ -90,6 +90,7 @@ type node struct {
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
 // run, which also frees what was opened.
 func newNode(settings config.Config, around surroundings, logger *slog.Logger) (_ *node, err error) {
+	settings.Adapter = settings.Adapter.At(settings.PodIP)
 	n := &node{
 		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
 		reported: map[adapters.StreamID]adapters.Stream{},

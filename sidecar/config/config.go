@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"net/url"
 	"reflect"
@@ -65,8 +66,8 @@ type Config struct {
 // Adapter says which media server stands beside the sidecar.
 type Adapter struct {
 	Name string `env:"NAME" envDefault:"pionsfu"`
-	// URL is the server's base URL. Unset: the adapter's usual port at the pod's IP; with pionsfu, the built-in SFU runs
-	// in the sidecar's own process.
+	// URL is the server's base URL; without a host, as in http://:8889, it is at the pod's IP. Unset: the adapter's usual port
+	// there; with pionsfu, the built-in SFU runs in the sidecar's own process.
 	URL *url.URL `env:"URL"`
 	// Token is what the sidecar shows to the server, as a bearer token; to Janus, its api_secret.
 	Token Secret `env:"TOKEN"`
@@ -77,13 +78,34 @@ type Adapter struct {
 	// API.
 	Publish Credentials `envPrefix:"PUBLISH_"`
 	Play    Credentials `envPrefix:"PLAY_"`
-	// APIURL is where the server's own API is, unless that is at the adapter's usual place.
+	// APIURL is where the server's own API is, unless that is at the adapter's usual place; without a host at the pod's IP.
 	APIURL *url.URL    `env:"API_URL"`
 	API    Credentials `envPrefix:"API_"`
 	// Generic describes a server that has no adapter of its own.
 	Generic Generic `envPrefix:"GENERIC_"`
 	// Janus is for the adapter of that name.
 	Janus Janus `envPrefix:"JANUS_"`
+}
+
+// At fills in the pod's address where a URL has no host; loopback where that is not known.
+func (a Adapter) At(pod netip.Addr) Adapter {
+	if !pod.IsValid() {
+		pod = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	for _, u := range []**url.URL{&a.URL, &a.APIURL, &a.Janus.AdminURL} {
+		if *u == nil || (*u).Hostname() != "" {
+			continue
+		}
+		there := **u
+		there.Host = pod.String()
+		if port := (*u).Port(); port != "" {
+			there.Host = net.JoinHostPort(pod.String(), port)
+		} else if pod.Is6() {
+			there.Host = "[" + pod.String() + "]"
+		}
+		*u = &there
+	}
+	return a
 }
 
 // Credentials are a bearer token, or a user and password.
@@ -134,7 +156,8 @@ type Janus struct {
 	// RoomSecret and RoomPIN are those of the rooms, also of those that the sidecar makes.
 	RoomSecret Secret `env:"ROOM_SECRET"`
 	RoomPIN    Secret `env:"ROOM_PIN"`
-	// AdminURL and AdminSecret are of Janus' API for administration. With it viewers are counted that did not come by WHEP.
+	// AdminURL and AdminSecret are of Janus' API for administration. With it viewers are counted that did not come by WHEP. A URL
+	// without a host is at the pod's IP.
 	AdminURL    *url.URL `env:"ADMIN_URL"`
 	AdminSecret Secret   `env:"ADMIN_SECRET"`
 	// PublishToken and PlayToken are what publishers and viewers of the gateway must show. Unset: nothing, where Janus has
@@ -389,8 +412,8 @@ func (s Secret) GoString() string { return s.String() }
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // Decode reads a configuration from variables of the form NAME=value, as os.Environ gives them. What is not set has its
-// default. Everything wrong is reported at once, with the variable's name; a variable of our prefix that does not exist
-// is an error, because it is a misspelt one. Whether the settings make sense together, Validate tells.
+// default. Around the commas of a list blanks do not count. Everything wrong is reported at once, with the variable's name; a
+// variable of our prefix that does not exist is an error, because it is a misspelt one. Whether the settings make sense together, Validate tells.
 func Decode(environ []string) (Config, error) {
 	given := make(map[string]string)
 	for _, pair := range environ {
@@ -408,6 +431,15 @@ func Decode(environ []string) (Config, error) {
 				faults = append(faults, fmt.Errorf("%s is not a setting: %s", name, suggest(name, known)))
 			}
 			delete(given, name)
+		}
+	}
+	for _, f := range known {
+		if value, ok := given[f.name]; ok && f.value.Kind() == reflect.Slice {
+			parts := strings.Split(value, ",")
+			for i, part := range parts {
+				parts[i] = strings.TrimSpace(part)
+			}
+			given[f.name] = strings.Join(parts, ",")
 		}
 	}
 	if err := env.ParseWithOptions(&c, options(given)); err != nil {
@@ -618,16 +650,25 @@ func serviceLink(name string) bool { return links.MatchString(name) }
 
 // suggest names the setting that was probably meant.
 func suggest(name string, known []field) string {
+	names := make([]string, len(known))
+	for i, f := range known {
+		names[i] = f.name
+	}
+	if best := Nearest(name, names); best != "" {
+		return "did you mean " + best + "?"
+	}
+	return "remove it"
+}
+
+// Nearest is the name that was probably meant, "" where none is near.
+func Nearest(name string, names []string) string {
 	best, distance := "", len(name)/3+1
-	for _, f := range known {
-		if d := editDistance(name, f.name); d < distance {
-			best, distance = f.name, d
+	for _, n := range names {
+		if d := editDistance(name, n); d < distance {
+			best, distance = n, d
 		}
 	}
-	if best == "" {
-		return "remove it"
-	}
-	return "did you mean " + best + "?"
+	return best
 }
 
 // editDistance counts the letters to insert, delete or replace between a and b.

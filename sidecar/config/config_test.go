@@ -375,3 +375,50 @@ func TestSecretsStayHidden(t *testing.T) {
 		}
 	}
 }
+
+func TestBlanksInLists(t *testing.T) {
+	c, err := Decode([]string{"SIDESTREAM_RELAY_PINS= news , studio/*", "SIDESTREAM_ADAPTER_GENERIC_MISSING_STATUS=404, 409"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"news", "studio/*"}; !slices.Equal(c.Relay.Pins, want) {
+		t.Errorf("%q, want %q", c.Relay.Pins, want)
+	}
+	if want := []int{404, 409}; !slices.Equal(c.Adapter.Generic.MissingStatus, want) {
+		t.Errorf("%v, want %v", c.Adapter.Generic.MissingStatus, want)
+	}
+}
+
+// A URL without a host is at the pod's IP.
+func TestAt(t *testing.T) {
+	for _, tt := range []struct{ url, pod, want string }{
+		{"http://:8889", "10.0.0.7", "http://10.0.0.7:8889"},
+		{"https://:8088/janus", "fd00::7", "https://[fd00::7]:8088/janus"},
+		{"http:///x", "fd00::7", "http://[fd00::7]/x"},
+		{"http://:1", "", "http://127.0.0.1:1"},
+		{"http://sfu:1", "10.0.0.7", "http://sfu:1"},
+	} {
+		u, err := url.Parse(tt.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pod netip.Addr
+		if tt.pod != "" {
+			pod = netip.MustParseAddr(tt.pod)
+		}
+		c := Default()
+		c.Cluster, c.PodIP, c.Adapter.URL = "germany", pod, u
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", tt.url, err)
+		}
+		a := Adapter{URL: u, APIURL: u, Janus: Janus{AdminURL: u}}.At(pod)
+		for _, got := range []*url.URL{a.URL, a.APIURL, a.Janus.AdminURL} {
+			if got.String() != tt.want {
+				t.Errorf("%s at %s is %s, want %s", tt.url, tt.pod, got, tt.want)
+			}
+		}
+		if u.String() != tt.url {
+			t.Errorf("%s has become %s", tt.url, u)
+		}
+	}
+}

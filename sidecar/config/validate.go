@@ -54,8 +54,8 @@ func (c Config) Validate() error {
 	if !plainName.MatchString(c.Adapter.Name) {
 		f.add("SIDESTREAM_ADAPTER_NAME is %q: name the media server, such as pionsfu or mediamtx", c.Adapter.Name)
 	}
-	f.url("SIDESTREAM_ADAPTER_URL", c.Adapter.URL, "the server's base URL, such as http://10.0.0.7:8889")
-	a := c.Adapter
+	a := c.Adapter.At(c.PodIP)
+	f.url("SIDESTREAM_ADAPTER_URL", a.URL, "the server's base URL, such as http://10.0.0.7:8889, or http://:8889 for the pod's own")
 	f.credentials("SIDESTREAM_ADAPTER", Credentials{User: a.User, Password: a.Password, Token: a.Token})
 	f.credentials("SIDESTREAM_ADAPTER_PUBLISH", a.Publish)
 	f.credentials("SIDESTREAM_ADAPTER_PLAY", a.Play)
