@@ -48,15 +48,17 @@ var arrows = map[string][]string{
 	"sidecar/console":    nil,
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
-	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
+	"sidecar/check":      {"injector/inject", "k8s.io/", "golang.org/x/"},
+	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/"},
 
 	// The only one that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
 	// The injector knows Kubernetes, but of the sidecar only its settings.
-	"injector/inject": {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
-	"injector/certs":  {"k8s.io/", "github.com/prometheus/"},
-	"injector":        {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
+	"injector/inject":   {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
+	"injector/manifest": {"injector/inject", "k8s.io/", "sigs.k8s.io/", "github.com/pmezard/", "gopkg.in/"},
+	"injector/certs":    {"k8s.io/", "github.com/prometheus/"},
+	"injector":          {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
 
 	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},

@@ -91,6 +91,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		demoCommand(environ, stdout, stderr),
 		peersCommand(environ, stdout),
 		probeCommand(stdout, stderr),
+		injectCommand(os.Stdin, stdout, stderr),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",
@@ -132,7 +133,7 @@ func newLogger(c config.Log, to io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(to, options))
 }
 
-// longFlags lets flags be written with one dash, as Go programs take them: we have no one-letter flags but -h.
+// longFlags lets flags be written with one dash, as Go programs take them: one-letter flags such as -f stand alone.
 func longFlags(args []string) []string {
 	out := make([]string, len(args))
 	for i, arg := range args {
