@@ -92,6 +92,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		peersCommand(environ, stdout),
 		probeCommand(stdout, stderr),
 		injectCommand(os.Stdin, stdout, stderr),
+		checkCommand(stdout),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

@@ -37,3 +37,7 @@ func (o Options) With(sidecar config.Config) (Options, error) {
 	}
 	return o, probe.Validate()
 }
+
+// UsualPort is where a make of media server speaks HTTP unless it is told otherwise, by the name of its adapter; 0: there is
+// no usual one.
+func UsualPort(adapter string) int32 { return servers[adapter].port }
