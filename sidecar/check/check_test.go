@@ -378,7 +378,9 @@ func TestChecks(t *testing.T) {
 			change(in, "sidestream-peer-tls", func(s *corev1.Secret) { s.Data["tls.crt"] = authority(in.tb, now.AddDate(0, 0, -3)) })
 		}, odds{"webhook-authority": Warn, "webhook-certificate": Warn, "peer-secret": Fail}, "in 3 days"},
 		"injector away": {func(in *installation) {
-			change(in, "injector", func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Conditions.Ready, s.Endpoints[1].Conditions.Ready = new(false), new(false) })
+			change(in, "injector", func(s *discoveryv1.EndpointSlice) {
+				s.Endpoints[0].Conditions.Ready, s.Endpoints[1].Conditions.Ready = new(false), new(false)
+			})
 			in.admitted = func(p *corev1.Pod) (*corev1.Pod, []string, error) { return p, nil, nil }
 		}, odds{"injector-ready": Fail, "injection": Fail}, "no replica"},
 		"injector alone": {func(in *installation) {
@@ -395,11 +397,14 @@ func TestChecks(t *testing.T) {
 			}
 		}, odds{"injection": Fail}, "failed calling webhook"},
 		"policy against the tried pod": {func(in *installation) {
-			in.admitted = func(*corev1.Pod) (*corev1.Pod, []string, error) { return nil, nil, apierrors.NewBadRequest("image not allowed") }
+			in.admitted = func(*corev1.Pod) (*corev1.Pod, []string, error) {
+				return nil, nil, apierrors.NewBadRequest("image not allowed")
+			}
 		}, odds{"injection": Skip}, "image not allowed"},
 		"no Service": {
 			func(in *installation) { in.remove("sidestream-peers") },
-			odds{"peer-service": Fail, "peer-service-global": Skip}, "no Service sidestream-peers",
+			odds{"peer-service": Fail, "peer-service-global": Skip},
+			"no Service sidestream-peers",
 		},
 		"Service with an address": {func(in *installation) {
 			change(in, "sidestream-peers", func(s *corev1.Service) {
@@ -411,7 +416,8 @@ func TestChecks(t *testing.T) {
 		}, odds{"peer-service-global": Fail}, globalService},
 		"no Cilium": {
 			func(in *installation) { in.remove("cilium-config") },
-			odds{"slice-sync": Skip, "namespace-global": Skip}, "there is none",
+			odds{"slice-sync": Skip, "namespace-global": Skip},
+			"there is none",
 		},
 		"Cilium without slices": {func(in *installation) {
 			change(in, "cilium-config", func(m *corev1.ConfigMap) {
@@ -420,15 +426,18 @@ func TestChecks(t *testing.T) {
 		}, odds{"slice-sync": Fail, "namespace-global": Fail}, "other clusters"},
 		"missing cluster": {
 			func(in *installation) { in.remove("far") },
-			odds{"slices": Fail}, "cluster singapore",
+			odds{"slices": Fail},
+			"cluster singapore",
 		},
 		"no rights for pods": {
 			func(in *installation) { in.users = []string{"system:serviceaccount:media:default"} },
-			odds{"slice-rights": Fail}, "get, list, watch",
+			odds{"slice-rights": Fail},
+			"get, list, watch",
 		},
 		"no Secret of peers": {
 			func(in *installation) { in.remove("sidestream-peer-tls") },
-			odds{"peer-secret": Fail}, "sidestream-peer-tls",
+			odds{"peer-secret": Fail},
+			"sidestream-peer-tls",
 		},
 		"shared key": {func(in *installation) {
 			change(in, "sidestream-peer-tls", func(s *corev1.Secret) { s.Data = map[string][]byte{"key": []byte("k")} })
@@ -451,7 +460,8 @@ func TestChecks(t *testing.T) {
 		}, odds{"versions": Warn}, "version v2"},
 		"missed pod": {
 			func(in *installation) { in.objects = append(in.objects, pod("sfu-3")) },
-			odds{"pods": Fail}, "media/sfu-3",
+			odds{"pods": Fail},
+			"media/sfu-3",
 		},
 		"missed pod that is done": {func(in *installation) {
 			done := pod("sfu-3")
@@ -481,7 +491,8 @@ func TestChecks(t *testing.T) {
 		}, odds{"services": Warn}, "Service sfu, port 80: set targetPort: http"},
 		"no Service of viewers": {
 			func(in *installation) { in.remove("sfu") },
-			odds{"services": Warn, "pods": Fail}, "no Service",
+			odds{"services": Warn, "pods": Fail},
+			"no Service",
 		},
 		"policy by name": {func(in *installation) {
 			in.objects = append(in.objects, &networkingv1.NetworkPolicy{

@@ -122,8 +122,7 @@ func checkSlices(ctx context.Context, v *view) finding {
 			count[s.Labels[sourceCluster]] += len(s.Endpoints)
 		}
 	}
-	own := v.ownCluster()
-	var wrong, seen []string
+	var wrong, seen, missing []string
 	if count[""] == 0 && len(v.injected) > 0 {
 		wrong = append(wrong, "no slice has pods of this cluster")
 	}
@@ -132,11 +131,18 @@ func checkSlices(ctx context.Context, v *view) finding {
 			seen = append(seen, fmt.Sprintf("%s %d", cluster, n))
 		}
 	}
+	own := v.ownCluster()
 	for _, cluster := range v.Clusters {
 		if cluster != own && count[cluster] == 0 {
-			wrong = append(wrong, fmt.Sprintf("no slice has pods of cluster %s: is the Service %s there, with ready pods, and the mesh connected?",
-				cluster, v.peers))
+			missing = append(missing, cluster)
 		}
+	}
+	if own == "" && len(missing) == 1 {
+		missing = nil // it is this one, or cannot be told from it
+	}
+	for _, cluster := range missing {
+		wrong = append(wrong, fmt.Sprintf("no slice has pods of cluster %s: is the Service %s there, with ready pods, and the mesh connected?",
+			cluster, v.peers))
 	}
 	slices.Sort(seen)
 	others := strings.Join(seen, ", ")

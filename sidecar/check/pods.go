@@ -31,7 +31,9 @@ func checkInjected(_ context.Context, v *view) finding {
 		}
 	}
 	if len(missed) == 0 && len(v.injected) == 0 {
-		return warn("no pod of namespace %s asks for a sidecar by the label %s: \"true\"", v.Namespace, inject.Label)
+		f := warn("no pod of namespace %s asks for a sidecar", v.Namespace)
+		f.hint = "put the label " + inject.Label + ": \"true\" and the annotation " + inject.Domain + "adapter on the pod templates of the media servers"
+		return f
 	}
 	return unless(missed, fail("%d pods ask for a sidecar and have none", len(missed)), ok("all %d pods that ask for a sidecar have one", len(v.injected)))
 }
@@ -207,7 +209,9 @@ func checkCapture(_ context.Context, v *view) finding {
 		}
 	}
 	if found = unique(found); len(found) == 0 && reached == 0 {
-		return warn("no Service leads to a gateway: viewers see the streams of their own pod, and those that are pinned there")
+		f := warn("no Service leads to a gateway: viewers see the streams of their own pod, and those that are pinned there")
+		f.hint = "add a Service that selects the pods, with the name of the media server's port as its targetPort"
+		return f
 	}
 	return unless(found, warn("Services lead past the gateway to the media server: no stream is fetched for their viewers"),
 		ok("Services lead to the gateways"))
