@@ -154,7 +154,7 @@ func TestInjectCommand(t *testing.T) {
 		words  string // on stderr, or of the error
 	}{
 		"yaml": {
-			[]string{"-f", good, "-n", "media", "-cluster", "germany", "-image", "example.invalid/s:1", "-set", "SIDESTREAM_RELAY_HOLD=7s", "-cpu-limit", "2"},
+			[]string{"-f", good, "-n", "media", "-cluster", "germany", "-image", "example.invalid/s:1", "-set", "SIDESTREAM_GATEWAY_HOLD=7s", "-cpu-limit", "2"},
 			0, "image: example.invalid/s:1", "Deployment media/sfu: injected\nPod media/other: not injected (not_asked)",
 		},
 		"diff":          {[]string{"-f", good, "-diff"}, 0, "+++ Deployment sfu with a sidecar", "injected"},

@@ -491,8 +491,8 @@ func TestChecks(t *testing.T) {
 		}, odds{"services": Warn}, "Service sfu, port 80: set targetPort: http"},
 		"no Service of viewers": {
 			func(in *installation) { in.remove("sfu") },
-			odds{"services": Warn, "pods": Fail},
-			"no Service",
+			odds{"services": Warn},
+			"no Service leads to a gateway",
 		},
 		"policy by name": {func(in *installation) {
 			in.objects = append(in.objects, &networkingv1.NetworkPolicy{
