@@ -7,12 +7,11 @@ import (
 	"path/filepath"
 	"testing"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 
 	"github.com/sidestream-dev/sidestream/e2e/bed"
 	"github.com/sidestream-dev/sidestream/injector/inject"
@@ -84,7 +83,9 @@ func TestCheck(t *testing.T) {
 	if err := errors.Join(errService, errSecret, errRole, errBinding); err != nil {
 		t.Fatal(err)
 	}
-	c.service.set(nil) // nobody answers the API server
+	for _, r := range c.replicas {
+		r.stop() // nobody answers the API server
+	}
 	if _, err := client.CoreV1().Pods(c.namespace).Create(ctx, c.pod("missed", nil), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,7 @@ type installation struct {
 	admitted      func(*corev1.Pod) (*corev1.Pod, []string, error)
 	answers       map[string]Answer // by path; of every pod
 	unreachable   error             // pods are not reached
+	away          string            // the one pod that is not
 }
 
 func (in *installation) see(resource string) error {
@@ -129,7 +130,10 @@ func (in *installation) Allowed(_ context.Context, user string, what authorizati
 	return !slices.Contains(in.users, user), in.see("reviews")
 }
 
-func (in *installation) Ask(_ context.Context, _, _ string, port int32, path string) (Answer, error) {
+func (in *installation) Ask(_ context.Context, _, pod string, port int32, path string) (Answer, error) {
+	if pod == in.away {
+		return Answer{}, apierrors.NewServiceUnavailable("connection refused")
+	}
 	if port != 18090 {
 		in.tb.Errorf("asked at port %d", port)
 	}
@@ -445,6 +449,28 @@ func TestChecks(t *testing.T) {
 		"pods not reached": {func(in *installation) {
 			in.unreachable = apierrors.NewServiceUnavailable("dial tcp: timeout")
 		}, odds{"peers": Skip, "relays": Skip, "media-servers": Skip}, "dial tcp: timeout"},
+		"one pod not reached": {
+			func(in *installation) { in.away = "sfu-2" },
+			odds{"media-servers": Fail},
+			"media/sfu-2: its sidecar does not answer: connection refused",
+		},
+		"plain traffic": {func(in *installation) {
+			for _, name := range []string{"sfu-1", "sfu-2"} {
+				change(in, name, func(p *corev1.Pod) {
+					c := &p.Spec.InitContainers[0]
+					c.Env = append(c.Env, corev1.EnvVar{Name: "SIDESTREAM_PEER_SECURITY", Value: "plaintext"})
+				})
+			}
+		}, odds{"peer-secret": Warn}, "trust whoever comes"},
+		"peers by DNS": {func(in *installation) {
+			in.remove("sidestream-peers")
+			for _, name := range []string{"sfu-1", "sfu-2"} {
+				change(in, name, func(p *corev1.Pod) {
+					c := &p.Spec.InitContainers[0]
+					c.Env = slices.DeleteFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SIDESTREAM_PEER_SERVICE" })
+				})
+			}
+		}, odds{"peer-service": Skip, "peer-service-global": Skip, "slices": Skip, "slice-rights": Skip}, "otherwise than by a Service"},
 		"peer away": {func(in *installation) {
 			in.answers["/api/status"] = Answer{Status: 200, Body: []byte(`{"cluster":"germany","version":"v1","peers":[
 				{"cluster":"singapore","address":"10.2.0.1:18443","error":"refused","conditions":["unreachable"]}]}`)}

@@ -339,6 +339,11 @@ func checkPeerSecret(ctx context.Context, v *view) finding {
 	}
 	var names []string
 	for _, s := range v.injected {
+		if s.env("SIDESTREAM_PEER_SECURITY") == "plaintext" {
+			f := warn("the peers trust whoever comes: their traffic is plain, as SIDESTREAM_PEER_SECURITY says")
+			f.hint = "plain traffic is for tests, or for networks that encrypt it themselves"
+			return f
+		}
 		for _, volume := range s.pod.Spec.Volumes {
 			if volume.Name == "sidestream-peer" && volume.Secret != nil {
 				names = append(names, volume.Secret.SecretName)
@@ -346,7 +351,7 @@ func checkPeerSecret(ctx context.Context, v *view) finding {
 		}
 	}
 	if names = unique(names); len(names) == 0 {
-		return warn("the peers trust whoever comes: their traffic is not encrypted")
+		return skip("no injected pod mounts a Secret for its peers")
 	}
 	worst := ok("the peers' Secret %s holds a key", strings.Join(names, ", "))
 	for _, name := range names {

@@ -106,7 +106,14 @@ func checkServer(_ context.Context, v *view) finding {
 			wrong = append(wrong, fmt.Sprintf("%s: %.300s", s.name(), strings.TrimSpace(string(s.ready.Body))))
 		}
 	}
-	return unless(wrong, fail("%d of %d media servers do not answer WHIP and WHEP", len(wrong), len(all)),
+	n := len(all)
+	for _, s := range v.injected {
+		if s.err != nil { // others are reached in the same way
+			n++
+			wrong = append(wrong, fmt.Sprintf("%s: its sidecar does not answer: %v", s.name(), s.err))
+		}
+	}
+	return unless(wrong, fail("%d of %d media servers do not answer WHIP and WHEP", len(wrong), n),
 		ok("%d media servers answer WHIP and WHEP", len(all)))
 }
 
