@@ -51,7 +51,7 @@ var arrows = map[string][]string{
 	"sidecar/check":      {"injector/inject", "k8s.io/", "golang.org/x/"},
 	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/"},
 
-	// The only one that knows Kubernetes.
+	// The only part of a running sidecar that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
 	// The injector knows Kubernetes, but of the sidecar only its settings.

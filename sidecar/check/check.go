@@ -102,7 +102,8 @@ func unseen(what string, err error) finding {
 // ErrUnreachable says that the API server did not answer, so that nothing could be checked.
 var ErrUnreachable = errors.New("the API server cannot be asked")
 
-// Run runs all checks, one after the other, until done or ctx ends. It fails only where the API server does not answer.
+// Run runs all checks, one after the other. It fails only where the API server does not answer, or ctx is cancelled; what its
+// deadline leaves no time for is skipped.
 func Run(ctx context.Context, cluster Cluster, o Options) ([]Result, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -114,7 +115,7 @@ func Run(ctx context.Context, cluster Cluster, o Options) ([]Result, error) {
 	var results []Result
 	for _, c := range checks {
 		f := c.run(ctx, v)
-		if err := ctx.Err(); err != nil {
+		if err := ctx.Err(); errors.Is(err, context.Canceled) {
 			return results, err
 		}
 		r := Result{ID: c.id, Status: f.status, Message: f.message, Details: f.details}

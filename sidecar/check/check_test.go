@@ -363,6 +363,9 @@ func TestChecks(t *testing.T) {
 				c.Webhooks[0].NamespaceSelector.MatchExpressions[0].Values = []string{media}
 			})
 		}, odds{"webhook-namespace": Fail}, media},
+		"no namespace": {func(in *installation) {
+			in.objects = slices.DeleteFunc(in.objects, func(o runtime.Object) bool { _, is := o.(*corev1.Namespace); return is })
+		}, odds{"webhook-namespace": Fail, "namespace-global": Skip}, "no namespace media"},
 		"no bundle": {func(in *installation) {
 			change(in, "sidestream-injector", func(c *admissionregistrationv1.MutatingWebhookConfiguration) {
 				c.Webhooks[0].ClientConfig.CABundle = nil
@@ -594,6 +597,21 @@ func TestUnreachable(t *testing.T) {
 	in.denied = []string{"version"}
 	if _, err := Run(t.Context(), in, Options{Namespace: media}); !errors.Is(err, ErrUnreachable) {
 		t.Error(err)
+	}
+}
+
+func TestNoTime(t *testing.T) {
+	in := newInstallation(t)
+	in.client = fake.NewClientset(in.objects...)
+	ctx, cancel := context.WithDeadline(t.Context(), time.Unix(0, 0))
+	defer cancel()
+	if results, err := Run(ctx, in, Options{Namespace: media}); err != nil || len(results) != len(checks) {
+		t.Errorf("past the deadline: %d results, %v", len(results), err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	cancel()
+	if _, err := Run(ctx, in, Options{Namespace: media}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 }
 

@@ -155,6 +155,11 @@ func checkWebhookNamespace(_ context.Context, v *view) finding {
 	if f := v.noHooks(); f != nil {
 		return *f
 	}
+	if apierrors.IsNotFound(v.spaceErr) {
+		f := fail("there is no namespace %s", v.Namespace)
+		f.hint = "name that of the media servers by -n"
+		return f
+	}
 	if v.spaceErr != nil {
 		return unseen("namespace "+v.Namespace, v.spaceErr)
 	}

@@ -128,7 +128,7 @@ func checkPreStop(_ context.Context, v *view) finding {
 			continue
 		}
 		if get := server.Lifecycle.PreStop.HTTPGet; get == nil || get.Path != "/drain" || get.Port != intstr.FromInt32(s.done.Admin) {
-			own = append(own, fmt.Sprintf("container %s of %s", server.Name, s.name()))
+			own = append(own, fmt.Sprintf("container %s of %s; it would ask http://localhost:%d/drain", server.Name, s.name(), s.done.Admin))
 		}
 	}
 	return unless(own, warn("%d media servers have a preStop hook of their own, and do not wait until their streams are handed over", len(own)),

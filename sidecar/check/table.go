@@ -27,7 +27,7 @@ var checks = []check{
 	{"sidecars-ready", "look at the logs of container sidestream", checkReady},
 	{"versions", "all versions work together for an upgrade; restart what is behind when it carries no streams", checkVersions},
 	{"media-servers", "/readyz of the sidecar says what the media server answered", checkServer},
-	{"prestop", "have the hook ask http://localhost:18090/drain and wait for the answer", checkPreStop},
+	{"prestop", "have the hook ask the sidecar at that address, and wait for the answer", checkPreStop},
 	{"headless-services", "have clients take the gateway's port, or a Service with a cluster IP", checkHeadless},
 	{"services", "change targetPort as shown", checkCapture},
 	{"policy-ports", "write the port's number into the policy, or annotate the pods with sidestream.dev/native: \"false\"", checkPolicies},

@@ -20,6 +20,8 @@ const (
 	// maxAsked bounds how many sidecars are asked, and manyAtOnce how many at a time.
 	maxAsked   = 200
 	manyAtOnce = 16
+	// patience bounds how long all of them together are waited for.
+	patience = 20 * time.Second
 	// usualPeers is the Service of the peers where no pod names one.
 	usualPeers = "sidestream-peers"
 )
@@ -185,6 +187,8 @@ func sidecarOf(pod *corev1.Pod) (*sidecar, bool) {
 
 // ask asks all sidecars that run how they are.
 func (v *view) ask(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(manyAtOnce)
 	asked := 0
