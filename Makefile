@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-failover bench-hop soak sim bench-mesh bed e2e image generate build help clean
+.PHONY: demo test check bench bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -22,12 +22,14 @@ build: ## bin/sidestream
 	@$(BUILD) -o bin/sidestream ./sidecar
 test: ## every test, with the race detector where there is a C compiler
 	$(GO) test $(RACE) -timeout 8m ./...
+	cd charts && $(GO) test -timeout 8m ./...
 	$(GO) test -run TestHistories ./sidecar/relay/sim # all 10,000: with the race detector it is a tenth of them
 check: ## format, vet, staticcheck, go.mod, generated code fresh, wire format compatible, import arrows
 	@test -z "$$($(TOOL) gofumpt -l . | tee /dev/stderr)" || { echo 'not formatted: run "$(TOOL) gofumpt -w ."'; exit 1; }
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	$(GO) mod tidy -diff
+	cd charts && $(GO) vet ./... && $(GO) mod tidy -diff
 	$(TOOL) buf lint
 	$(TOOL) buf breaking --against $(WIRE)
 	@rm -rf bin/_generated && $(TOOL) buf generate --output bin/_generated && \
@@ -57,8 +59,11 @@ bed: ## control planes for the end-to-end tests, built once into the user's cach
 	@$(GO) run ./e2e/bed/build
 e2e: build bed ## the demo as a user has it, with a real browser where there is one; real clusters, joined
 	E2E=1 $(GO) test -count=1 -p 1 -timeout 20m ./e2e/...
-image: ## container image of the sidecar, as a tarball in bin/
-	@$(GO) run ./e2e/image -version $(VERSION)
+	cd charts && E2E=1 $(GO) test -count=1 -timeout 10m -run TestInstall ./...
+interop: build ## every make of server at the origin and every make at the edge: those that are found here; some minutes
+	@E2E=1 $(GO) test -count=1 -timeout 20m -run '^TestInterop$$' -v ./e2e
+image: ## container images of the sidecar and the injector, as tarballs in bin/; ARGS="-arch arm64"
+	@$(GO) run ./e2e/image -version $(VERSION) $(ARGS)
 
 ##@ Help
 help: ## this list

@@ -50,7 +50,7 @@ func (id StreamID) Validate() error {
 // Track is one audio or video track of a stream.
 type Track struct {
 	Kind string // "audio" or "video"
-	MIME string // as in SDP: "video/H264", "audio/opus"
+	MIME string // as in SDP: "video/H264", "audio/opus"; empty where the server does not say
 	RID  string // the simulcast layer (RFC 8851), empty without simulcast
 }
 

@@ -17,7 +17,7 @@ const module = "github.com/sidestream-dev/sidestream/"
 // packages below too.
 var arrows = map[string][]string{
 	"adapters":             nil,
-	"adapters/media":       {"github.com/pion/"},
+	"adapters/media":       {"github.com/pion/", "golang.org/x/sys/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
 	"adapters/testframes":  {"github.com/pion/"},
@@ -27,6 +27,9 @@ var arrows = map[string][]string{
 	"adapters/generic":     {"adapters", "adapters/poll", "github.com/itchyny/"},
 
 	"adapters/mediamtx/mediamtxtest": {"adapters", "adapters/mediamtx"},
+
+	"adapters/broadcastbox":                  {"adapters", "adapters/poll"},
+	"adapters/broadcastbox/broadcastboxtest": {"adapters/broadcastbox"},
 
 	"adapters/janus":           {"adapters", "adapters/whip", "github.com/pion/"},
 	"adapters/janus/janustest": {"e2e/wan"},

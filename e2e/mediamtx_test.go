@@ -3,6 +3,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -230,4 +233,40 @@ func TestMediaMTXCodecs(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Where no gateway stands in front, MediaMTX' own hook holds the demand: its viewer's request waits while the stream is fetched,
+// and when the hook is ended, so is the relay.
+func TestMediaMTXHook(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("no curl in PATH: it is the hook")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	admin := filepath.Join(t.TempDir(), "admin") // where the sidecar's administration is, which is known later
+	server := mediamtxtest.Start(t, mediamtxtest.Options{YAML: withUsers + `
+pathDefaults:
+  runOnDemand: sh -c 'exec curl -sN "$(cat ` + admin + `)/demand/$MTX_PATH"'
+  runOnDemandCloseAfter: 1s
+`})
+	sites := startSitesWith(ctx, t, map[int][]string{1: besideMediaMTX(server)}, "singapore", "germany")
+	origin, edge := sites[0], sites[1]
+	if err := os.WriteFile(admin, []byte(edge.admin), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	publish(ctx, t, origin.url+"/whip/live/show")
+	edge.until(ctx, t, "the stream is known", func(st siteStatus) bool { return len(st.Streams) == 1 && len(st.Relays) == 0 })
+
+	v := watch(ctx, t, server.URL+"/live/show/whep")
+	r := v.frames(ctx, t, 100)
+	t.Logf("first frame after %s", r.FirstFrame.Round(time.Millisecond))
+	if r.Missing > 0 || r.Repeated > 0 {
+		t.Errorf("%d of %d frames missing, %d twice", r.Missing, r.Stamped, r.Repeated)
+	}
+	if err := v.stop(); ctx.Err() != nil {
+		t.Fatal(err)
+	}
+	origin.until(ctx, t, "no viewer, no bytes", func(st siteStatus) bool {
+		return len(st.Streams) == 1 && len(st.Streams[0].Holders) == 1 && st.Streams[0].Readers == 0
+	})
 }

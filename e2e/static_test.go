@@ -87,7 +87,7 @@ func freePorts(t *testing.T, n int) []int {
 
 // siteStatus is what the tests read of /api/status.
 type siteStatus struct {
-	Peers     []struct{ Connected bool }
+	Peers     []struct{ Connected, Draining bool }
 	Streams   []streamStatus
 	Relays    []relayStatus
 	Discovery []discoveryStatus
@@ -98,9 +98,19 @@ type streamStatus struct {
 	Origin  string
 	Holders []struct{ Cluster string }
 	Readers int
+	Refused string
 }
 
-type relayStatus struct{ Stream, State, Parent string }
+type relayStatus struct {
+	Stream, State, Parent string
+
+	Session struct {
+		Tracks []struct {
+			Kind                                           string
+			KeyFrameRequestsSent, KeyFrameRequestsReceived int
+		}
+	}
+}
 
 type discoveryStatus struct{ Source, Error string }
 

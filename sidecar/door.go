@@ -25,7 +25,7 @@ import (
 func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 	g := n.settings.Gateway
 	o := gateway.Options{
-		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf,
+		Adapter: n.adapter, Target: target, NodeID: string(n.state.Node), Relays: n.relays, Readers: n.readersOf, Unfit: n.relays.Unfit,
 		Stream: n.streamOf, Inventory: n.settings.Adapter.Name != config.Generically || n.settings.Adapter.Generic.Inventory != "",
 		Forward: n.forward, Tokens: n.tokens, PodIP: n.settings.PodIP, PublicBaseURL: g.PublicURL,
 		TrustedProxies: g.TrustedProxies, HoldTimeout: g.Hold, SessionAge: g.SessionAge, Origins: g.Origins, AccessLog: g.AccessLog == config.On,

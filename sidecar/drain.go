@@ -9,7 +9,7 @@ import (
 )
 
 // drain tells the peers that this node is about to leave, and returns when no child depends on it any more. An error says
-// who does, after all the time that there is. The node serves on meanwhile, and stays marked as leaving.
+// who does, after all the time that there is. The node serves on meanwhile, and stays marked as leaving until stay.
 func (n *node) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, n.settings.Relay.Drain)
 	defer cancel()
@@ -29,6 +29,15 @@ func (n *node) drain(ctx context.Context) error {
 			return fmt.Errorf("%d nodes still pull from here, the first of them %s: %w", len(left), left[0], ctx.Err())
 		case <-changed:
 		}
+	}
+}
+
+// stay takes a drain back when the media server runs again, for then the pod does not end: a kubelet runs the hook that drains
+// also before it restarts a server that is not alive.
+func (n *node) stay() {
+	if n.draining.CompareAndSwap(true, false) {
+		n.mesh.SetDraining(false)
+		n.logger.Info("not leaving: the media server runs again")
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/broadcastbox"
 	"github.com/sidestream-dev/sidestream/adapters/generic"
 	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/media"
@@ -85,6 +86,7 @@ type node struct {
 
 	mu       sync.Mutex
 	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
+	failed   error                                 // why it cannot be watched
 }
 
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
@@ -142,8 +144,9 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 			return n.newSession(s, sessionMetrics)
 		},
 		NewSource: n.newSource,
+		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
 		Remember:  n.file.remember, Awake: n.mesh.Awake,
-		Pins: settings.Relay.Pins, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
+		Pins: settings.Relay.Pins, Standby: settings.Relay.Standby, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
 		Registerer: n.registry, Logger: n.logger,
 	})
 	if n.gateway, err = n.newGateway(target); err != nil {
@@ -159,6 +162,8 @@ var servers = map[string]func(*node) (adapters.Adapter, *url.URL, error){
 	mediamtx.AdapterName: (*node).openMediaMTX,
 	generic.AdapterName:  (*node).openGeneric,
 	janus.AdapterName:    (*node).openJanus,
+
+	broadcastbox.AdapterName: (*node).openBroadcastBox,
 }
 
 // openServer makes the adapter that the settings name.
@@ -373,6 +378,7 @@ func (n *node) run(ctx context.Context) error {
 		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
 		serveHTTP(n.listeners.admin, admin.New(admin.Options{
 			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
+			Demand:  &hooks{relays: n.relays, pod: n.settings.PodIP, logger: n.logger},
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
 		})),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
@@ -443,16 +449,24 @@ func (n *node) endStrays(ctx context.Context, streams []adapters.Stream) {
 // watchServer hands what the media server reports to all who want to know, and asks again when it was lost.
 func (n *node) watchServer(ctx context.Context) error {
 	n.sweep(ctx)
+	lost := false
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		err := n.adapter.Watch(ctx, func(streams []adapters.Stream) {
+			if lost {
+				lost = false
+				n.stay()
+			}
 			n.mesh.SetReady(true)
+			n.setFailed(nil)
 			n.endStrays(ctx, streams)
 			n.report(streams)
 		})
 		if ctx.Err() != nil {
 			return struct{}{}, backoff.Permanent(ctx.Err())
 		}
+		lost = true
 		n.mesh.SetReady(false)
+		n.setFailed(err)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			// It does not run, so it has no streams: peers need not try, and what it has when it runs again, or for the first
 			// time after this sidecar has begun, is new.
@@ -491,6 +505,22 @@ func (n *node) report(streams []adapters.Stream) {
 		n.logger.Warn("streams are not announced", "error", err)
 	}
 	n.relays.Report(streams)
+}
+
+// setFailed notes why the media server cannot be watched; nil: it can.
+func (n *node) setFailed(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failed = err
+}
+
+func (n *node) serverError() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failed == nil {
+		return ""
+	}
+	return n.failed.Error()
 }
 
 func (n *node) streamOf(id adapters.StreamID) (adapters.Stream, bool) {
@@ -569,10 +599,13 @@ func (n *node) forward(id string) (*url.URL, http.RoundTripper, bool) {
 
 // status is what /api/status shows.
 type status struct {
-	Node    catalogue.NodeID  `json:"node"`
-	Cluster string            `json:"cluster"`
-	Version string            `json:"version"`
-	Adapter string            `json:"adapter"`
+	Node    catalogue.NodeID `json:"node"`
+	Cluster string           `json:"cluster"`
+	Version string           `json:"version"`
+	Adapter string           `json:"adapter"`
+	// ServerError says why the media server cannot be asked for its streams.
+	ServerError string `json:"serverError,omitempty"`
+
 	Peers   []mesh.PeerStatus `json:"peers"`
 	Streams []streamStatus    `json:"streams"`
 	Relays  []relay.Status    `json:"relays"`
@@ -589,6 +622,8 @@ type streamStatus struct {
 	Readers int               `json:"readers"` // at this node; -1: not known
 	// Lacks says what of it plays do not give, where it is published at this node.
 	Lacks string `json:"lacks,omitempty"`
+	// Refused says why it is published elsewhere and cannot be had here.
+	Refused string `json:"refused,omitempty"`
 }
 
 type holder struct {
@@ -600,7 +635,7 @@ type holder struct {
 func (n *node) status() status {
 	known, _ := n.known.Snapshot()
 	s := status{
-		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
+		Node: n.state.Node, Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(), ServerError: n.serverError(),
 		Discovery: n.sources.Status(),
 		Peers:     append([]mesh.PeerStatus{}, n.mesh.Peers()...), Relays: n.relays.Status(), Streams: []streamStatus{},
 	}
@@ -612,6 +647,9 @@ func (n *node) status() status {
 		row := streamStatus{Stream: id, Epoch: winner.Epoch, Origin: winner.Origin, Readers: n.readersOf(id)}
 		if here, ok := n.streamOf(id); ok {
 			row.Lacks = here.Lacks
+		}
+		if err := n.relays.Unfit(id); err != nil {
+			row.Refused = err.Error()
 		}
 		for _, h := range known.Holders(id) {
 			at, _ := known.Node(h.Holder())

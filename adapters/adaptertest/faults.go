@@ -315,7 +315,7 @@ func (h Harness) testCodec(t *testing.T, c testframes.Codec) {
 	h.result(t, c.MIME, "%d of %d frames whole, the first key frame after %s", stats.Frames, stats.Frames+stats.Damaged,
 		seconds(stats.FirstKey))
 	h.until(w, id, "its video track", func(s adapters.Stream) bool {
-		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return strings.EqualFold(t.MIME, c.MIME) })
+		return slices.ContainsFunc(s.Tracks, func(t adapters.Track) bool { return t.Kind == "video" && isCodec(t, c.MIME) })
 	})
 }
 

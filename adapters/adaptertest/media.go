@@ -27,6 +27,7 @@ const (
 	tick       = 20 * time.Millisecond // an Opus packet; every other one a video frame
 	keyEvery   = 250                   // frames, unless asked for one
 	reorderMax = 200                   // packets that a player waits for one that is late
+	audioSize  = 5                     // bytes of an Opus packet
 )
 
 // Publisher sends video, H264 unless it was asked for another codec, 25 frames a second, and Opus, until it is closed. A
@@ -191,6 +192,8 @@ type PlayerStats struct {
 	Packets           int // video packets
 	First, FirstKey   time.Duration
 	Video             string // MIME type
+	Missing           int    // video frames between the first key frame and the last frame that did not come
+	Repeated          int    // video frames that came more than once
 }
 
 // Player plays a stream that a Publisher publishes, and counts.
@@ -205,7 +208,27 @@ type Player struct {
 
 	mu      sync.Mutex
 	stats   PlayerStats
+	seen    map[uint32]bool // frames since the first key frame
+	from    uint32          // its number
+	last    uint32
+	clocks  map[webrtc.RTPCodecType]clock
 	changed chan struct{}
+}
+
+// clock is how a track's timestamps stand to the server's clock, and to the moments at which things were published.
+type clock struct {
+	reported  bool
+	wall      time.Time // that the latest sender report gives
+	stamp     uint32    // for this timestamp
+	begun     bool
+	published time.Duration // of what came last, since the publication's begin
+	arrived   uint32        // its timestamp
+}
+
+// offset is how much later than its publication, by the server's clock, what came last is to be shown.
+func (c clock) offset(rate int64) time.Duration {
+	ahead := int64(int32(c.arrived - c.stamp)) //nolint:gosec // timestamps wrap
+	return time.Duration(ahead*int64(time.Second)/rate) - c.published
 }
 
 // retry is the pause before a play that was refused is tried again.
@@ -234,11 +257,18 @@ func (h Harness) TryPlay(t testing.TB, id adapters.StreamID) (*Player, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), h.patience())
 	defer cancel()
-	p := &Player{t: t, patience: h.patience(), changed: make(chan struct{}), begun: time.Now()}
+	p := &Player{
+		t: t, patience: h.patience(), changed: make(chan struct{}), begun: time.Now(),
+		seen: map[uint32]bool{}, clocks: map[webrtc.RTPCodecType]clock{},
+	}
 	session, err := h.client().Play(ctx, h.Adapter.Egress(id), func(pc *webrtc.PeerConnection) error {
-		pc.OnTrack(func(track *webrtc.TrackRemote, _ *webrtc.RTPReceiver) {
-			p.group.Add(1)
+		pc.OnTrack(func(track *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
+			p.group.Add(2)
 			defer p.group.Done()
+			go func() {
+				defer p.group.Done()
+				p.listen(track, receiver)
+			}()
 			p.receive(track)
 		})
 		for _, kind := range []webrtc.RTPCodecType{webrtc.RTPCodecTypeAudio, webrtc.RTPCodecTypeVideo} {
@@ -276,6 +306,10 @@ func (p *Player) receive(track *webrtc.TrackRemote) {
 		}
 		if track.Kind() == webrtc.RTPCodecTypeAudio {
 			p.count(func(s *PlayerStats) { s.Audio++ })
+			if len(packet.Payload) == audioSize { // else it fills a hole
+				number := binary.BigEndian.Uint32(packet.Payload[1:])
+				p.came(track.Kind(), time.Duration(number)*tick, packet.Timestamp)
+			}
 			continue
 		}
 		p.count(func(s *PlayerStats) { s.Packets++ })
@@ -288,7 +322,10 @@ func (p *Player) receive(track *webrtc.TrackRemote) {
 func (p *Player) assemble(codec testframes.Codec, builder *samplebuilder.SampleBuilder, packet *rtp.Packet) {
 	builder.Push(packet)
 	for sample := builder.Pop(); sample != nil; sample = builder.Pop() {
-		_, key, whole := codec.Check(sample.Data)
+		number, key, whole := codec.Check(sample.Data)
+		if whole {
+			p.came(webrtc.RTPCodecTypeVideo, time.Duration(number)*2*tick, sample.PacketTimestamp)
+		}
 		p.count(func(s *PlayerStats) {
 			switch {
 			case !whole:
@@ -302,8 +339,71 @@ func (p *Player) assemble(codec testframes.Codec, builder *samplebuilder.SampleB
 			if s.Frames++; s.Frames == 1 {
 				s.First = time.Since(p.begun)
 			}
+			p.number(s, number)
 		})
 	}
+}
+
+// number counts a frame by its number, from the first key frame on.
+func (p *Player) number(s *PlayerStats, number uint32) {
+	switch {
+	case s.KeyFrames == 0:
+		return
+	case len(p.seen) == 0:
+		p.from, p.last = number, number
+	case p.seen[number]:
+		s.Repeated++
+		return
+	case number < p.from:
+		return
+	}
+	p.seen[number] = true
+	p.last = max(p.last, number)
+	s.Missing = int(p.last-p.from) + 1 - len(p.seen)
+}
+
+// came notes when something was published, and its timestamp now.
+func (p *Player) came(kind webrtc.RTPCodecType, published time.Duration, stamp uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.clocks[kind]
+	c.begun, c.published, c.arrived = true, published, stamp
+	p.clocks[kind] = c
+}
+
+// listen takes the sender reports of a track until it ends.
+func (p *Player) listen(track *webrtc.TrackRemote, receiver *webrtc.RTPReceiver) {
+	for {
+		packets, _, err := receiver.ReadRTCP()
+		if err != nil {
+			return
+		}
+		for _, packet := range packets {
+			report, ok := packet.(*rtcp.SenderReport)
+			if !ok || report.SSRC != uint32(track.SSRC()) {
+				continue
+			}
+			const epoch = 2208988800                                                                       // of NTP, in Unix time
+			wall := time.Unix(int64(report.NTPTime>>32)-epoch, int64((report.NTPTime&0xffffffff)*1e9>>32)) //nolint:gosec // a moment
+			p.mu.Lock()
+			c := p.clocks[track.Kind()]
+			c.reported, c.wall, c.stamp = true, wall, report.RTPTime
+			p.clocks[track.Kind()] = c
+			p.mu.Unlock()
+		}
+	}
+}
+
+// Skew is by how much the picture is later than the sound that was published with it, where a viewer's player goes by the
+// server's sender reports; false where these have not come.
+func (p *Player) Skew() (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	video, audio := p.clocks[webrtc.RTPCodecTypeVideo], p.clocks[webrtc.RTPCodecTypeAudio]
+	if !video.reported || !video.begun || !audio.reported || !audio.begun {
+		return 0, false
+	}
+	return video.wall.Sub(audio.wall) + video.offset(90000) - audio.offset(48000), true
 }
 
 func (p *Player) count(with func(*PlayerStats)) {

@@ -13,6 +13,7 @@ import (
 	"github.com/pion/interceptor/pkg/twcc"
 	"github.com/pion/rtcp"
 	"github.com/pion/sdp/v3"
+	"github.com/pion/transport/v4/stdnet"
 	"github.com/pion/webrtc/v4"
 )
 
@@ -38,15 +39,21 @@ type Conn struct {
 	tracks  map[uint32]*Track    // by SSRC; owned by the reading goroutine, read by others under mu
 	senders map[uint32]*Sender
 	sources int
+	sockets atomic.Pointer[[]*socket] // changed under mu
+	direct  atomic.Pointer[direct]    // nil: there is no short way
+	holds   atomic.Int32              // bursts that keep packets here
 
 	malformed, unknown atomic.Uint64
 
-	// What follows belongs to the goroutine that reads RTP.
+	rttAsked atomic.Int64 // Unix nanoseconds
+	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
+
+	// reading is held by the goroutine that reads RTP: that of the socket, or pion's. What follows belongs to it.
+	reading   sync.Mutex
+	burst     *burst // nil: the packet came alone
 	recorder  *twcc.Recorder
 	twccSent  time.Time
 	packet    Packet
-	rttAsked  time.Time
-	pathRTT   time.Duration // as ICE measures it; 0: not known
 	startTime time.Time
 	swept     time.Time
 	sweeping  []*Track
@@ -70,11 +77,24 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	if err := RegisterCodecs(engine); err != nil {
 		return nil, err
 	}
-	s, err := c.transport.settings()
+	t := c.transport
+	own := t.Net == nil && t.UDPMux == nil
+	if own {
+		machine, err := stdnet.NewNet()
+		if err != nil {
+			return nil, fmt.Errorf("list the machine's addresses: %w", err)
+		}
+		t.Net = network{machine, c}
+	}
+	s, err := t.settings()
 	if err != nil {
 		return nil, err
 	}
 	s.BufferFactory = c.tapFor
+	k := &keys{}
+	if own {
+		k.attach(&s)
+	}
 	pc, err := newPeerConnection(config, s, engine, &interceptor.Registry{})
 	if err != nil {
 		return nil, fmt.Errorf("make connection: %w", err)
@@ -86,6 +106,15 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	c.recorder = nil // transport-wide sequence numbers begin anew
 	clear(c.tracks)
 	clear(c.senders)
+	c.direct.Store(nil)
+	if own {
+		ice := c.ice
+		pc.SCTP().Transport().OnStateChange(func(state webrtc.DTLSTransportState) {
+			if state == webrtc.DTLSTransportStateConnected {
+				c.decide(k, ice)
+			}
+		})
+	}
 	return pc, nil
 }
 
@@ -143,8 +172,8 @@ type source struct {
 	repairID uint8  // header extension with the rid of the layer that it repairs
 }
 
-// receive takes one decrypted RTP packet, in the goroutine that reads the connection. The slice is the reader's again
-// afterwards.
+// receive takes one decrypted RTP packet, in the goroutine that reads the connection, which holds Conn.reading. The slice is
+// the reader's again afterwards.
 func (s *source) receive(raw []byte) {
 	c := s.conn
 	now := time.Now()
@@ -182,12 +211,8 @@ func (s *source) receive(raw []byte) {
 			return
 		}
 	}
-	p.Arrival, p.Recovered = now, s.rtx
+	p.Arrival, p.Recovered, p.burst = now, s.rtx, c.burst
 	s.track.receive(p)
-	if now.Sub(c.rttAsked) >= rttInterval {
-		c.rttAsked = now
-		c.pathRTT = c.RTT()
-	}
 	if now.Sub(c.swept) >= minRetry {
 		c.swept = now
 		c.sweep(now, s.track)
@@ -382,6 +407,11 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 		c.malformed.Add(1)
 		return
 	}
+	// Not where RTP is read: the answer comes from ICE's own loop, which may be waiting for the one who reads its socket.
+	if now := time.Now().UnixNano(); now-c.rttAsked.Load() >= int64(rttInterval) {
+		c.rttAsked.Store(now)
+		c.pathRTT.Store(int64(c.RTT()))
+	}
 	c.mu.Lock()
 	sender, track := c.senders[ssrc], c.tracks[ssrc]
 	c.mu.Unlock()
@@ -395,7 +425,32 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 	}
 }
 
+// flush sends what is held.
+func (c *Conn) flush() {
+	if sockets := c.sockets.Load(); sockets != nil {
+		for _, s := range *sockets {
+			s.flush()
+		}
+	}
+}
+
+// changeSockets replaces the list of sockets, which others may be going through.
+func (c *Conn) changeSockets(change func([]*socket) []*socket) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var sockets []*socket
+	if old := c.sockets.Load(); old != nil {
+		sockets = slices.Clone(*old)
+	}
+	sockets = change(sockets)
+	c.sockets.Store(&sockets)
+}
+
 func (c *Conn) writeRTCP(packets ...rtcp.Packet) {
+	if d := c.direct.Load(); d != nil {
+		d.writeRTCP(packets)
+		return
+	}
 	c.mu.Lock()
 	pc := c.pc
 	c.mu.Unlock()

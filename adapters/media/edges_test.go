@@ -179,6 +179,25 @@ func TestReceiverReport(t *testing.T) {
 	}
 }
 
+// Requests for a key frame: the first at once, another soon, and then one a second, however many are asked for.
+func TestKeyFrameRequestsAreSpaced(t *testing.T) {
+	track := bareTrack(NewConn(Transport{}, nil), 1, "", &taker{})
+	begun := time.Now()
+	var sent []time.Duration
+	for at := time.Duration(0); at < 4*time.Second; at += 10 * time.Millisecond {
+		track.mu.Lock()
+		track.wanted = true
+		if track.keyFrameDueLocked(begun.Add(at)) {
+			sent = append(sent, at)
+		}
+		track.mu.Unlock()
+	}
+	want := []time.Duration{0, keyFrameGap, keyFrameInterval, 2 * keyFrameInterval, 3 * keyFrameInterval}
+	if !slices.Equal(sent, want) {
+		t.Errorf("sent after %s; want %s", sent, want)
+	}
+}
+
 // Sound goes on while the picture stands still: what the picture lost is asked for again, and so is a key frame.
 func TestSilentVideoIsReminded(t *testing.T) {
 	c := NewConn(Transport{}, nil)
@@ -193,7 +212,7 @@ func TestSilentVideoIsReminded(t *testing.T) {
 		c.sweep(now, nil)
 	}
 	stats := track.Stats()
-	if stats.NACKs < 3 || stats.PLIs < 2 || stats.PLIs > 3 {
+	if stats.NACKs < 3 || stats.PLIs < 2 || stats.PLIs > 4 {
 		t.Errorf("%d NACKs and %d key frame requests in two seconds", stats.NACKs, stats.PLIs)
 	}
 }

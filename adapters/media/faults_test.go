@@ -51,15 +51,18 @@ func TestKeyFrameRequestsAreMerged(t *testing.T) {
 			}
 		}
 		for i, times := range asked {
-			if len(times) < 4 || len(times) > 6 {
+			if len(times) < 4 || len(times) > 7 {
 				t.Errorf("region %d: %d requests in five seconds", i, len(times))
 			}
 			if times[0].Sub(began) > 100*time.Millisecond {
 				t.Errorf("region %d: the first request after %v", i, times[0].Sub(began))
 			}
 			for j := 1; j < len(times); j++ {
-				if apart := times[j].Sub(times[j-1]); apart < keyFrameInterval-10*time.Millisecond {
+				if apart := times[j].Sub(times[j-1]); apart < keyFrameGap-10*time.Millisecond {
 					t.Errorf("region %d: two requests within %v", i, apart)
+				}
+				if apart := times[j].Sub(times[max(j-2, 0)]); j > 1 && apart < keyFrameInterval-10*time.Millisecond {
+					t.Errorf("region %d: three requests within %v", i, apart)
 				}
 			}
 			before := tracks[i].Stats().PLIs

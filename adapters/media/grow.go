@@ -10,15 +10,35 @@ func (h *History) Keep(d time.Duration, packets int) {
 	h.keep, h.most = d, packets
 }
 
-// growLocked makes room where the packet that is the next to be overwritten, now, is younger than it may be.
-func (h *History) growLocked(now time.Time) {
-	n := uint64(len(h.slots))
-	if h.next < n || int(n) >= h.most || now.Sub(h.slots[h.next%n].arrival) >= h.keep {
-		return
+// expireLocked makes room for a packet that comes now: it lets go of what is old, grows where it may, and else lets go of what
+// does not fit.
+func (h *History) expireLocked(now time.Time) {
+	for h.first < h.next {
+		oldest := h.slotLocked(h.first + 1)
+		full := h.next-h.first == uint64(len(h.slots))
+		young := now.Sub(oldest.arrival) < h.keep
+		if full && young && len(h.slots) < h.most {
+			h.growLocked()
+			return
+		}
+		// From the newest key frame on it is wanted by who begins.
+		wanted := young || h.size <= historySpare || h.keyFrame == h.first+1
+		if wanted && !full {
+			return
+		}
+		h.size -= len(oldest.raw)
+		h.spare = append(h.spare, oldest.raw)
+		oldest.raw = nil
+		h.first++
 	}
+}
+
+// growLocked doubles the ring.
+func (h *History) growLocked() {
+	n := uint64(len(h.slots))
 	slots := make([]slot, 2*n)
 	h.index = make([]uint64, 2*n)
-	for position := h.next - n; position < h.next; position++ {
+	for position := h.first; position < h.next; position++ {
 		s := h.slots[position%n]
 		slots[position%(2*n)] = s
 		noted := &h.index[int(s.seq)%len(h.index)]

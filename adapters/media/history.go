@@ -5,12 +5,20 @@ import (
 	"time"
 )
 
+const (
+	historyTime  = 1200 * time.Millisecond // packets that are older may go
+	historySpare = 64 << 10                // bytes for which it is not worth to let go of anything
+)
+
 // History keeps the last packets of one track, in order of arrival, for those who lost them and for those who read
 // behind. One writer and many readers may use it at a time.
 type History struct {
 	mu    sync.RWMutex
 	slots []slot   // a ring: position p is in slots[p % len]
+	first uint64   // position of the oldest packet kept
 	next  uint64   // position of the packet to come
+	size  int      // bytes kept
+	spare [][]byte // buffers of packets that were let go
 	index []uint64 // by sequence number modulo its length: position + 1, 0 for none
 
 	newest   uint16 // sequence number
@@ -33,25 +41,31 @@ type slot struct {
 	keyFrame  bool
 }
 
-// NewHistory makes a history of the given number of packets, rounded up to a power of two. Memory is taken as packets
-// come, for the largest each slot has held.
+// NewHistory makes a history of the given number of packets, rounded up to a power of two: of those, it keeps what came in the
+// last second at least, and from the newest key frame on. Memory is taken as packets come.
 func NewHistory(packets int) *History {
 	n := 1
 	for n < packets {
 		n *= 2
 	}
-	return &History{slots: make([]slot, n), index: make([]uint64, n)}
+	return &History{slots: make([]slot, n), index: make([]uint64, n), keep: historyTime}
 }
 
 // Add stores a copy of a packet and returns its position: positions count up by one from 0.
 func (h *History) Add(p *Packet) (position uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.growLocked(p.Arrival)
+	h.expireLocked(p.Arrival)
 	position = h.next
 	h.next++
 	s := &h.slots[position%uint64(len(h.slots))]
-	s.raw = append(s.raw[:0], p.raw...)
+	var buffer []byte
+	if n := len(h.spare); n > 0 {
+		buffer, h.spare[n-1] = h.spare[n-1][:0], nil
+		h.spare = h.spare[:n-1]
+	}
+	s.raw = append(buffer, p.raw...)
+	h.size += len(s.raw)
 	s.seq, s.stamp = p.Header.SequenceNumber, p.Header.Timestamp
 	s.arrival, s.recovered, s.keyFrame = p.Arrival, p.Recovered, p.KeyFrame
 	// What comes late begins neither a frame nor a key frame newer than the one there is. A number far back is a new source.
@@ -75,7 +89,7 @@ func (h *History) Add(p *Packet) (position uint64) {
 
 // keptLocked says whether a position + 1 that was noted is still in the ring.
 func (h *History) keptLocked(noted uint64) bool {
-	return noted != 0 && h.next-(noted-1) <= uint64(len(h.slots))
+	return noted > h.first && noted <= h.next
 }
 
 func (h *History) slotLocked(noted uint64) *slot {
@@ -131,7 +145,7 @@ func (h *History) At(position uint64, p *Packet) Reading {
 	switch {
 	case position >= h.next:
 		return Future
-	case h.next-position > uint64(len(h.slots)):
+	case position < h.first:
 		return Overrun
 	}
 	s := &h.slots[position%uint64(len(h.slots))]
@@ -167,9 +181,8 @@ func (h *History) Has(seq uint16) bool {
 func (h *History) All(packets []Packet) (all []Packet, head uint64) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	first := h.next - min(h.next, uint64(len(h.slots)))
 	all = packets[:0]
-	for position := first; position < h.next; position++ {
+	for position := h.first; position < h.next; position++ {
 		if len(all) < cap(all) {
 			all = all[:len(all)+1]
 		} else {

@@ -116,7 +116,14 @@ func (c *Conn) tapFor(kind packetio.BufferPacketType, ssrc uint32) io.ReadWriteC
 		t.deliver = func(b []byte) { c.receiveRTCP(ssrc, b) }
 	} else {
 		source := &source{conn: c, ssrc: ssrc}
-		t.deliver = source.receive
+		t.deliver = func(b []byte) {
+			c.reading.Lock()
+			defer c.reading.Unlock()
+			burst := c.burst
+			c.burst = nil
+			source.receive(b)
+			c.burst = burst
+		}
 	}
 	return t
 }

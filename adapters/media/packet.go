@@ -19,7 +19,8 @@ type Packet struct {
 	// KeyFrame is set on packets of a video frame that can be decoded without any before it, as far as one packet tells.
 	KeyFrame bool
 
-	raw []byte // the whole packet, which Header and Payload point into
+	raw   []byte // the whole packet, which Header and Payload point into
+	burst *burst // that it came in; nil: it came alone
 }
 
 // parse reads raw, which it keeps.

@@ -234,7 +234,10 @@ func (s *Sender) Packet(p *Packet) {
 		s.splices = append(s.splices[:0], s.splices[1:]...)
 	}
 	s.fillLocked(p, seq)
-	if n, err := s.writer.WriteRTP(&s.header, p.Payload); err != nil {
+	if p.burst != nil {
+		p.burst.hold(s.conn)
+	}
+	if n, err := s.writeLocked(p.Payload); err != nil {
 		s.stats.Errors++
 		return
 	} else if n == 0 {
@@ -242,6 +245,14 @@ func (s *Sender) Packet(p *Packet) {
 	}
 	s.stats.Packets++
 	s.stats.Bytes += uint64(len(p.Payload))
+}
+
+// writeLocked sends the header that was filled in, and a payload.
+func (s *Sender) writeLocked(payload []byte) (int, error) {
+	if d := s.conn.direct.Load(); d != nil {
+		return d.write(&s.header, payload)
+	}
+	return s.writer.WriteRTP(&s.header, payload)
 }
 
 // beforeSpliceLocked says whether a sequence number, reckoned with the offset of now, lies before the last splice.
@@ -416,7 +427,7 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 		s.header.SSRC, s.header.PayloadType, s.header.SequenceNumber = s.rtxSSRC, s.rtxType, s.rtxSequence
 		s.rtxSequence++
 	}
-	if _, err := s.writer.WriteRTP(&s.header, payload); err != nil {
+	if _, err := s.writeLocked(payload); err != nil {
 		s.stats.Errors++
 		return
 	}

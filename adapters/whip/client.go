@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/webrtc/v4"
@@ -50,6 +52,8 @@ type bounds struct {
 	aggregate time.Duration
 	// direct is how long a session may take to connect without the ICE servers that came with its answer.
 	direct time.Duration
+	// late is how long the answer to an offer is waited for that was given up: the session it opens is to be deleted.
+	late time.Duration
 	// request bounds requests on which nothing depends that would be worth a longer wait: OPTIONS, PATCH, DELETE.
 	request time.Duration
 }
@@ -63,6 +67,7 @@ func (b bounds) orDefault() bounds {
 		{&b.gatherAll, 6 * time.Second},
 		{&b.aggregate, 500 * time.Millisecond},
 		{&b.direct, 2 * time.Second},
+		{&b.late, 2 * time.Second},
 		{&b.request, 5 * time.Second},
 	} {
 		if *f.at == 0 {
@@ -248,11 +253,13 @@ func (o *opening) offer(ctx context.Context) (_ *Session, err error) {
 	}
 
 	s.remote = newRemote(o.client.HTTP, o.ep.Header)
-	res, err := s.remote.do(ctx, request{
-		op: o.op, method: http.MethodPost, url: o.ep.URL,
-		header: http.Header{"Content-Type": {ContentTypeSDP}}, body: []byte(local.sdp),
-	})
+	res, err := o.post(ctx, s, local.sdp)
 	switch {
+	case ctx.Err() != nil:
+		if res != nil && (res.ok() || res.code == http.StatusNotAcceptable) && s.begin(res, nil) != nil {
+			o.logger.DebugContext(ctx, "the answer to an offer that was given up names no session")
+		}
+		return nil, o.fail(ctx.Err())
 	case res == nil:
 		return nil, err
 	case res.code == http.StatusNotAcceptable && o.op == "play" && res.contentType() == ContentTypeSDP:
@@ -280,6 +287,26 @@ func (o *opening) offer(ctx context.Context) (_ *Session, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// post sends an offer. Once the server has it, the answer is waited for a moment longer than ctx lasts.
+func (o *opening) post(ctx context.Context, s *Session, offer string) (*response, error) {
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var sent atomic.Bool
+	stop := context.AfterFunc(ctx, func() {
+		if !sent.Load() {
+			cancel()
+			return
+		}
+		time.AfterFunc(o.bounds.late, cancel)
+	})
+	defer stop()
+	trace := &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }}
+	return s.remote.do(httptrace.WithClientTrace(inner, trace), request{
+		op: o.op, method: http.MethodPost, url: o.ep.URL,
+		header: http.Header{"Content-Type": {ContentTypeSDP}}, body: []byte(offer),
+	})
 }
 
 // counter answers the offer that a WHEP server made in place of an answer to ours.

@@ -534,6 +534,12 @@ func TestC6StatusErrorTellsProblemAndRetryAfter(t *testing.T) {
 			Problem{Detail: strings.Repeat("ä", maxText/2)},
 			"409 Conflict: ää",
 		},
+		{
+			"error in JSON", "application/json", `{"status":"error","error":"no stream is available"}`,
+			Problem{Detail: "no stream is available"},
+			"409 Conflict: no stream is available (retry",
+		},
+		{"other JSON", "application/json", `{"error":{"code":3}}`, Problem{}, "409 Conflict (retry after 7s)"},
 		{"page", "text/html", "<html>", Problem{}, "409 Conflict (retry after 7s)"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -1038,6 +1044,12 @@ func TestCancelDeletesSession(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			hang(r)
 		}},
+		{"late answer", http.MethodPost, true, false, func(f *fake, w http.ResponseWriter, r *http.Request, body []byte) {
+			<-f.givenUp
+			if err := f.post(w, r, string(body)); err != nil {
+				f.t.Error(err)
+			}
+		}},
 		{"PATCH", http.MethodPatch, true, false, func(_ *fake, _ http.ResponseWriter, r *http.Request, _ []byte) { hang(r) }},
 		{"counter-answer", http.MethodPatch, true, true, func(_ *fake, _ http.ResponseWriter, r *http.Request, _ []byte) {
 			hang(r)
@@ -1046,7 +1058,7 @@ func TestCancelDeletesSession(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			stunServer := newSlowSTUN(t)
 			f := newFake(t, nil)
-			f.counter = tt.counter
+			f.counter, f.givenUp = tt.counter, make(chan struct{})
 			f.deaf = func(*http.Request) bool { return true }
 			f.intercept = func(w http.ResponseWriter, r *http.Request, body []byte) bool {
 				if r.Method == tt.at {
@@ -1074,6 +1086,7 @@ func TestCancelDeletesSession(t *testing.T) {
 					<-reading // before that, the client knows of no session
 				}
 				cancel()
+				close(f.givenUp)
 			})
 			_, err := c.Play(ctx, f.endpoint("/whep/a"), nil)
 			giveUp.Wait()

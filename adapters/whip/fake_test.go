@@ -46,6 +46,7 @@ type fake struct {
 	counter   bool        // plays are answered with an offer
 	// deaf makes a server that learns candidates by PATCH only, and whose own a client has to discover.
 	deaf    func(r *http.Request) bool
+	givenUp chan struct{} // a test closes it when the client's caller has given up
 	packets chan struct{} // one for each RTP packet that a publisher sends
 
 	mu       sync.Mutex

@@ -45,7 +45,8 @@ type StatusError struct {
 	RetryAfter time.Duration
 }
 
-// Problem is what a server says of its refusal (RFC 9457). Of an answer in plain text, Detail is the beginning.
+// Problem is what a server says of its refusal (RFC 9457). Of an answer in plain text, Detail is the beginning; of one in JSON, its
+// member "error".
 type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
@@ -229,6 +230,13 @@ func (r *response) refusal(op string) *StatusError {
 	case ContentTypeProblem:
 		if json.Unmarshal(r.body, &e.Problem) != nil {
 			e.Problem = Problem{}
+		}
+	case "application/json": // as MediaMTX has it
+		var other struct {
+			Error string `json:"error"`
+		}
+		if json.Unmarshal(r.body, &other) == nil {
+			e.Problem.Detail = other.Error
 		}
 	case "text/plain":
 		e.Problem.Detail = string(r.body)

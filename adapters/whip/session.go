@@ -93,7 +93,8 @@ func (s *Session) fail(err error) error { return fmt.Errorf("%s %s: %w", s.op, p
 
 // Close deletes the session at the server, for as long as ctx lasts and at most five seconds, and frees the connection
 // whatever became of that: when it returns, nothing of the session runs any more. Give it a context that outlives the
-// session's own. A session that the server no longer knows is closed without error. Further calls wait for the first.
+// session's own. A session that the server no longer knows, or lets nobody delete, is closed without error. Further calls wait
+// for the first.
 func (s *Session) Close(ctx context.Context) error {
 	if s.closing.Swap(true) {
 		select {
@@ -128,6 +129,8 @@ func (s *Session) delete(ctx context.Context) error {
 	case res.code == http.StatusNotFound, res.code == http.StatusGone:
 		s.gone.Store(true)
 		return nil
+	case res.code == http.StatusMethodNotAllowed, res.code == http.StatusNotImplemented:
+		return nil // the server has no DELETE: it takes the end of DTLS for the session's
 	}
 	return res.refusal("delete")
 }

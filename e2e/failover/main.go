@@ -50,6 +50,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	kills := flags.Int("kills", 20, "for each round trip")
 	trips := flags.String("rtt", "40ms,200ms", "round trips between origin and cluster")
 	loss := flags.Float64("loss", 0, "percent of packets lost between them")
+	standby := flags.String("standby", "off,on", "without and with warm standby")
 	seed := flags.Uint64("seed", 1, "of losses and of the times of kills")
 	restarts := flags.Bool("restarts", false, "only kill sidecars whose media server goes on")
 	role := flags.String("role", "", "for the bench itself: \"publish\", \"play\", \"replay\" or \"get\" at the URL that follows")
@@ -74,18 +75,23 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return measureRestarts(ctx, stdout, *binary, *trips, *kills, *seed, *loss/100)
 	}
 	fmt.Fprintf(stdout, "Freeze at a viewer whose parent node is killed, %d kills each.\n\n", *kills)
-	fmt.Fprintf(stdout, "%9s %7s %7s %7s %7s %14s %9s\n", "rtt", "p50", "p95", "max", "min", "missing frames", "sessions")
+	fmt.Fprintf(stdout, "%9s %7s %7s %7s %7s %7s %14s %9s\n",
+		"rtt", "standby", "p50", "p95", "max", "min", "missing frames", "sessions")
 	for field := range strings.SplitSeq(*trips, ",") {
 		rtt, err := time.ParseDuration(strings.TrimSpace(field))
 		if err != nil {
 			return fmt.Errorf("-rtt: %w", err)
 		}
-		b := &bench{binary: *binary, random: rand.New(rand.NewPCG(*seed, uint64(rtt))), rtt: rtt, loss: *loss / 100}
-		result, err := b.run(ctx, *kills)
-		if err != nil {
-			return fmt.Errorf("at %s: %w", rtt, err)
+		for warm := range strings.SplitSeq(*standby, ",") {
+			b := &bench{
+				binary: *binary, random: rand.New(rand.NewPCG(*seed, uint64(rtt))), rtt: rtt, loss: *loss / 100, warm: warm == "on",
+			}
+			result, err := b.run(ctx, *kills)
+			if err != nil {
+				return fmt.Errorf("at %s, standby %s: %w", rtt, warm, err)
+			}
+			result.print(stdout, rtt, warm)
 		}
-		result.print(stdout, rtt)
 	}
 	fmt.Fprintln(stdout)
 	return measureRestarts(ctx, stdout, *binary, *trips, *kills, *seed, *loss/100)
@@ -98,7 +104,7 @@ type freezes struct {
 	lost    int // viewers whose session ended
 }
 
-func (f freezes) print(w io.Writer, rtt time.Duration) {
+func (f freezes) print(w io.Writer, rtt time.Duration, warm string) {
 	if len(f.longest) == 0 {
 		return
 	}
@@ -107,7 +113,7 @@ func (f freezes) print(w io.Writer, rtt time.Duration) {
 	at := func(part int) time.Duration {
 		return f.longest[min(len(f.longest)*part/100, len(f.longest)-1)].Round(time.Millisecond)
 	}
-	fmt.Fprintf(w, "%9s %7s %7s %7s %7s %6d, max %3d %9s\n", rtt, at(50), at(95), at(100), at(0),
+	fmt.Fprintf(w, "%9s %7s %7s %7s %7s %7s %6d, max %3d %9s\n", rtt, warm, at(50), at(95), at(100), at(0),
 		f.missing[len(f.missing)/2], f.missing[len(f.missing)-1], fmt.Sprintf("%d lost", f.lost))
 }
 
@@ -116,6 +122,7 @@ type bench struct {
 	random *rand.Rand
 	rtt    time.Duration
 	loss   float64
+	warm   bool // with a second copy
 	dir    string
 }
 
@@ -204,7 +211,11 @@ func (b *bench) run(ctx context.Context, kills int) (f freezes, err error) {
 	}
 	for range kills {
 		// The heartbeats' phase is part of the answer.
-		if err := pause(ctx, 2*time.Second+time.Duration(b.random.IntN(1000))*time.Millisecond); err != nil {
+		settle := 2 * time.Second
+		if b.warm {
+			settle += 3 * time.Second // until the second copy is there
+		}
+		if err := pause(ctx, settle+time.Duration(b.random.IntN(1000))*time.Millisecond); err != nil {
 			return f, err
 		}
 		parent, child := members[0], members[1]
@@ -256,7 +267,12 @@ func (b *bench) environment(h *wan.Host, cluster string, hosts []*wan.Host) []st
 			peers = append(peers, fmt.Sprintf("%s:18443", other.IPv4))
 		}
 	}
+	standby := ""
+	if b.warm {
+		standby = "*"
+	}
 	return []string{
+		"SIDESTREAM_RELAY_STANDBY=" + standby,
 		"SIDESTREAM_CLUSTER=" + cluster,
 		"SIDESTREAM_STATE_DIR=" + filepath.Join(b.dir, h.Name),
 		"SIDESTREAM_PEER_SECURITY=plaintext",

@@ -1,5 +1,5 @@
-// Command image builds the container image of the sidecar as a tarball, from source and without a container engine or
-// a registry: a static binary on an empty base. `docker load`, `podman load` and `kind load image-archive` take it.
+// Command image builds the container images of the sidecar and of the injector as tarballs, from source and without a container
+// engine or a registry: a static binary on an empty base. `docker load`, `podman load` and `kind load image-archive` take them.
 package main
 
 import (
@@ -37,41 +37,67 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	repository := flags.String("name", "sidestream-dev/sidestream", "name of the image")
-	version := flags.String("version", "dev", "its tag, and what the binary says of itself")
-	arch := flags.String("arch", runtime.GOARCH, "processor that it runs on")
-	out := flags.String("o", "bin/sidestream-image.tar", "file to write")
+	registry := flags.String("registry", "ghcr.io/sidestream-dev", "what the images' names begin with")
+	version := flags.String("version", "dev", "their tag, and what the binaries say of themselves")
+	arch := flags.String("arch", runtime.GOARCH, "processor that they run on")
+	dir := flags.String("o", "bin", "folder to write to")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	tag, err := name.NewTag(*repository + ":" + *version)
+	if err := os.MkdirAll(*dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range programs {
+		if err := p.write(ctx, *registry, *version, *arch, *dir, stdout, stderr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// program is what an image holds.
+type program struct {
+	name, pkg string
+	args      []string // when nobody says others
+}
+
+var programs = []program{
+	{"sidestream", "./sidecar", []string{"run"}},
+	{"sidestream-injector", "./injector", nil},
+}
+
+// write builds the image of one program, and says which file it is.
+func (p program) write(ctx context.Context, registry, version, arch, dir string, stdout, stderr io.Writer) error {
+	tag, err := name.NewTag(registry + "/" + p.name + ":" + version)
 	if err != nil {
 		return fmt.Errorf("name the image: %w", err)
 	}
-	layer, err := binaryLayer(ctx, *version, *arch, stderr)
+	layer, err := p.binaryLayer(ctx, version, arch, stderr)
 	if err != nil {
 		return err
 	}
-	image, err := assemble(layer, *arch)
+	image, err := p.assemble(layer, arch)
 	if err != nil {
 		return fmt.Errorf("assemble image: %w", err)
 	}
-	if err = os.MkdirAll(filepath.Dir(*out), 0o755); err != nil {
-		return err
-	}
-	if err = tarball.WriteToFile(*out, tag, image); err != nil {
-		return fmt.Errorf("write %s: %w", *out, err)
+	out := filepath.Join(dir, p.name+"-image-"+arch+".tar")
+	if err = tarball.WriteToFile(out, tag, image); err != nil {
+		return fmt.Errorf("write %s: %w", out, err)
 	}
 	digest, err := image.Digest()
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stdout, "%s  %s  %s\n", *out, tag, digest)
+	size, err := layer.Size()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s  %s  %s  %.1f MB\n", out, tag, digest, float64(size)/1e6)
 	return nil
 }
 
 // assemble puts the layer on an empty image. No time enters, so equal sources make equal digests.
-func assemble(layer v1.Layer, arch string) (v1.Image, error) {
+func (p program) assemble(layer v1.Layer, arch string) (v1.Image, error) {
 	image, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
 		return nil, err
@@ -83,23 +109,23 @@ func assemble(layer v1.Layer, arch string) (v1.Image, error) {
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", arch
 	config.Config = v1.Config{
-		Entrypoint: []string{"/sidestream"},
-		Cmd:        []string{"run"},
+		Entrypoint: []string{"/" + p.name},
+		Cmd:        p.args,
 		User:       "65532:65532",
 		Labels:     map[string]string{"org.opencontainers.image.licenses": "Apache-2.0"},
 	}
 	return mutate.ConfigFile(image, config)
 }
 
-func binaryLayer(ctx context.Context, version, arch string, stderr io.Writer) (v1.Layer, error) {
+func (p program) binaryLayer(ctx context.Context, version, arch string, stderr io.Writer) (v1.Layer, error) {
 	dir, err := os.MkdirTemp("", "sidestream-image-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	binary := filepath.Join(dir, "sidestream")
+	binary := filepath.Join(dir, p.name)
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -X main.version="+version, "-o", binary, "./sidecar")
+		"-ldflags", "-s -w -X main.version="+version, "-o", binary, p.pkg)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 	build.Stdout, build.Stderr = stderr, stderr
 	if err = build.Run(); err != nil {
@@ -111,7 +137,7 @@ func binaryLayer(ctx context.Context, version, arch string, stderr io.Writer) (v
 	}
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
-	header := &tar.Header{Name: "sidestream", Mode: 0o555, Size: int64(len(content)), ModTime: time.Unix(0, 0).UTC()}
+	header := &tar.Header{Name: p.name, Mode: 0o555, Size: int64(len(content)), ModTime: time.Unix(0, 0).UTC()}
 	if err = w.WriteHeader(header); err != nil {
 		return nil, err
 	}

@@ -192,7 +192,6 @@ func (c *cluster) configuration(policy admissionregistrationv1.FailurePolicyType
 type replica struct {
 	cmd            *exec.Cmd
 	webhook, admin string // addresses
-	lines          chan string
 	done           chan struct{}
 
 	mu  sync.Mutex

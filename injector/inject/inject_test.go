@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/randfill"
 	"sigs.k8s.io/yaml"
 
+	"github.com/sidestream-dev/sidestream/adapters/broadcastbox"
 	"github.com/sidestream-dev/sidestream/adapters/janus"
 	"github.com/sidestream-dev/sidestream/adapters/mediamtx"
 	"github.com/sidestream-dev/sidestream/adapters/pionsfu"
@@ -290,9 +291,10 @@ func TestSecretOfTheOperator(t *testing.T) {
 // The usual ports and paths are the adapters' own.
 func TestServers(t *testing.T) {
 	for name, want := range map[string]struct{ port, path string }{
-		mediamtx.AdapterName: {mediamtx.Port, ""},
-		janus.AdapterName:    {"8088", janus.DefaultBasePath},
-		pionsfu.AdapterName:  {"8800", ""},
+		mediamtx.AdapterName:     {mediamtx.Port, ""},
+		broadcastbox.AdapterName: {broadcastbox.Port, ""},
+		janus.AdapterName:        {"8088", janus.DefaultBasePath},
+		pionsfu.AdapterName:      {"8800", ""},
 	} {
 		s, ok := servers[name]
 		if !ok || fmt.Sprint(s.port) != want.port || s.path != want.path {

@@ -42,20 +42,23 @@ var ownAnnotations = slices.Concat(
 	slices.Sorted(maps.Keys(resourceAnnotations)))
 
 // settable are the sidecar's settings that a pod may choose, as variables by annotation: SIDESTREAM_RELAY_PINS is relay-pins.
-// What is missing here belongs to the cluster or comes of the pod itself.
+// What is missing here belongs to the cluster, comes of the pod itself, or is a file that the sidecar would not have.
 var settable = func() map[string]config.Var {
 	found := map[string]config.Var{}
 	for _, v := range config.Settings() {
 		name := strings.TrimPrefix(v.Name, config.Prefix)
 		group, _, _ := strings.Cut(name, "_")
-		if !slices.Contains([]string{"ADAPTER", "GATEWAY", "RELAY", "PUBLISH", "ADMIN", "LOG"}, group) ||
-			strings.HasSuffix(name, "_LISTEN") || name == "ADAPTER_NAME" {
+		if !slices.Contains([]string{"ADAPTER", "GATEWAY", "JWT", "TURN", "RELAY", "PUBLISH", "ADMIN", "LOG"}, group) ||
+			strings.HasSuffix(name, "_LISTEN") || strings.HasSuffix(name, "_FILE") || name == "ADAPTER_NAME" {
 			continue
 		}
 		found[annotationOf(v.Name)] = v
 	}
 	return found
 }()
+
+// defaults are the sidecar's.
+var defaults = config.Default()
 
 func annotationOf(variable string) string {
 	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, config.Prefix), "_", "-"))
@@ -180,7 +183,7 @@ func (m *mutation) configure() *refusal {
 		c.Gateway.Listen = listen(m.ports.Gateway)
 		c.Peer.Listen = listen(m.ports.Peer)
 		c.Admin.Listen = listen(m.ports.Admin)
-		if c.Relay.Drain == config.Default().Relay.Drain && m.wishes.values["SIDESTREAM_RELAY_DRAIN"] == "" {
+		if c.Relay.Drain == defaults.Relay.Drain && m.wishes.values["SIDESTREAM_RELAY_DRAIN"] == "" {
 			c.Relay.Drain = m.drainTime()
 		}
 		if c.Peer.Security == config.SharedKey {

@@ -49,7 +49,7 @@ func (m *mutation) sidecar() corev1.Container {
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		VolumeMounts: []corev1.VolumeMount{
-			{Name: stateVolume, MountPath: config.Default().StateDir},
+			{Name: stateVolume, MountPath: defaults.StateDir},
 			// Kubernetes would mount its own there, unless the pod forbids it: this one is the sidecar's alone.
 			{Name: tokenVolume, MountPath: accountDir, ReadOnly: true},
 		},

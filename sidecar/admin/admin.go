@@ -26,6 +26,9 @@ type Options struct {
 	// Drain readies the node for its end and returns when nobody depends on it any more, or why it does not wait longer;
 	// nil: there is no such page. It is called again where it is asked again, also while it runs.
 	Drain func(ctx context.Context) error
+	// Demand holds a stream for a hook of the media server, at /demand/{stream}, for as long as the request lasts; nil: there is
+	// no such page. Who may, it decides itself.
+	Demand http.Handler
 	// Status yields the body of /api/status, to be written as JSON; nil: there is no such page.
 	Status func() any
 	// Metrics is what /metrics shows; nil: there is no such page.
@@ -35,7 +38,7 @@ type Options struct {
 	Logger  *slog.Logger // nil: discard
 }
 
-// New makes the handler of /livez, /readyz, /drain, /metrics, /api/status and, when asked, /debug/pprof.
+// New makes the handler of /livez, /readyz, /drain, /demand, /metrics, /api/status and, when asked, /debug/pprof.
 func New(o Options) http.Handler {
 	log := o.Logger
 	if log == nil {
@@ -68,6 +71,10 @@ func New(o Options) http.Handler {
 			}
 			text(w, http.StatusOK, "drained")
 		})
+	}
+	if o.Demand != nil {
+		mux.Handle("GET /demand/{stream...}", o.Demand)
+		mux.Handle("POST /demand/{stream...}", o.Demand)
 	}
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(o.Metrics, promhttp.HandlerOpts{

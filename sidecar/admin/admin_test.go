@@ -3,7 +3,9 @@ package admin
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -21,6 +23,9 @@ func TestPages(t *testing.T) {
 		Metrics: registry,
 		Profile: true,
 		Drain:   func(context.Context) error { return nil },
+		Demand: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, "holds "+r.PathValue("stream"))
+		}),
 	}
 	broken := Options{
 		Ready:  func(context.Context) error { return errors.New("media server does not answer") },
@@ -43,6 +48,10 @@ func TestPages(t *testing.T) {
 		"drained in vain":   {broken, "GET", "/drain", 503, "2 nodes still pull from here"},
 		"drain and methods": {full, "DELETE", "/drain", 405, "GET or POST"},
 		"no drain":          {Options{}, "GET", "/drain", 404, ""},
+		"demand":            {full, "GET", "/demand/live/show", 200, "holds live/show"},
+		"demand by POST":    {full, "POST", "/demand/live/show", 200, "holds live/show"},
+		"demand methods":    {full, "DELETE", "/demand/live/show", 405, ""},
+		"no demand":         {Options{}, "GET", "/demand/show", 404, ""},
 		"metrics":           {full, "GET", "/metrics", 200, "sidestream_test 0"},
 		"no metrics":        {Options{}, "GET", "/metrics", 404, ""},
 		"status":            {full, "GET", "/api/status", 200, `{"streams":2}`},

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -279,9 +280,12 @@ type Peer struct {
 
 // Relay says when streams are carried here, and how they spread from here.
 type Relay struct {
-	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next two
+	// Pins are stream names, or patterns as of path.Match, that are carried without a viewer. In this list and the next three
 	// the first entry that matches a name decides, against it where the entry begins with "!".
 	Pins []string `env:"PINS"`
+	// Standby lists streams of which a relay here keeps a second copy, by a path that shares nothing with the first's but the
+	// origin: another copy over the network for each node that has viewers.
+	Standby []string `env:"STANDBY"`
 	// Export lists what may leave the cluster, Import what of other clusters is taken notice of; empty: everything. They are
 	// the same at all nodes of a cluster.
 	Export []string `env:"EXPORT"`
@@ -413,7 +417,8 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // Decode reads a configuration from variables of the form NAME=value, as os.Environ gives them. What is not set has its
 // default. Around the commas of a list blanks do not count. Everything wrong is reported at once, with the variable's name; a
-// variable of our prefix that does not exist is an error, because it is a misspelt one. Whether the settings make sense together, Validate tells.
+// variable of our prefix that does not exist is an error, because it is a misspelt one. Whether the settings make sense
+// together, Validate tells.
 func Decode(environ []string) (Config, error) {
 	given := make(map[string]string)
 	for _, pair := range environ {
@@ -501,15 +506,24 @@ func (v Var) String() string { return v.Name + "=" + v.Value }
 // Config, if Validate finds no fault with it.
 func (c Config) Env() []Var {
 	var vars []Var
-	plain := Default()
-	defaults := fields(reflect.ValueOf(&plain).Elem(), Prefix)
+	defaults := defaultTexts()
 	for i, f := range fields(reflect.ValueOf(&c).Elem(), Prefix) {
-		if value := f.text(); value != defaults[i].text() {
+		if value := f.text(); value != defaults[i] {
 			vars = append(vars, Var{Name: f.name, Value: value, Secret: f.secret()})
 		}
 	}
 	return vars
 }
+
+// defaultTexts are the defaults as they are rendered: the injector does so for every pod.
+var defaultTexts = sync.OnceValue(func() []string {
+	var texts []string
+	plain := Default()
+	for _, f := range fields(reflect.ValueOf(&plain).Elem(), Prefix) {
+		texts = append(texts, f.text())
+	}
+	return texts
+})
 
 // Settings are all variables with their defaults, in the order of the struct.
 func Settings() []Var {

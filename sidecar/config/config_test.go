@@ -96,7 +96,7 @@ func full(t *testing.T) Config {
 			Static:   []string{"10.1.1.1:18443", "[fd00::1]:18443", "peer.example:18443"},
 			Security: SharedKey, TLSDir: "/tls", Key: "0123456789abcdef0123456789abcdef", KeyFile: "/keys",
 		},
-		Relay:   Relay{Pins: []string{"demo", "studio/*"}, Export: []string{"!private/*"}, Import: []string{"news/*"}, Linger: time.Minute, FanOut: 3, Drain: 55 * time.Second},
+		Relay:   Relay{Pins: []string{"demo", "studio/*"}, Standby: []string{"studio/*"}, Export: []string{"!private/*"}, Import: []string{"news/*"}, Linger: time.Minute, FanOut: 3, Drain: 55 * time.Second},
 		Publish: Publish{Conflict: Priority, Priority: -3, OnSupersede: End},
 		Admin:   Admin{Listen: ":2", Profile: true},
 		SFU: SFU{

@@ -128,6 +128,7 @@ func (c Config) Validate() error {
 	}
 
 	f.names("SIDESTREAM_RELAY_PINS", c.Relay.Pins)
+	f.names("SIDESTREAM_RELAY_STANDBY", c.Relay.Standby)
 	f.names("SIDESTREAM_RELAY_EXPORT", c.Relay.Export)
 	f.names("SIDESTREAM_RELAY_IMPORT", c.Relay.Import)
 	f.duration("SIDESTREAM_RELAY_LINGER", c.Relay.Linger, 100*time.Millisecond, time.Hour)

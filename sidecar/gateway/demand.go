@@ -239,9 +239,11 @@ func (g *Gateway) acquire(ctx context.Context, id adapters.StreamID) (release fu
 	ctx, cancel := context.WithTimeout(ctx, g.o.HoldTimeout)
 	defer cancel()
 	release, err := g.o.Relays.Acquire(ctx, id)
+	_, unfit := errors.AsType[*adapters.CodecError](err)
 	switch {
 	case err == nil:
 		return release
+	case unfit: // the relays say so, once
 	case !errors.Is(err, adapters.ErrNoStream) && !errors.Is(err, context.Canceled):
 		g.log.Warn("stream did not come for its viewers", "stream", id, "error", err)
 	}

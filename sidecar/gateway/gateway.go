@@ -71,6 +71,9 @@ type Options struct {
 	// Readers is how many play a stream from the server, -1 where the server does not say; then the gateway's own
 	// sessions are the demand. nil: it never says.
 	Readers func(id adapters.StreamID) int
+	// Unfit is why a stream that is published elsewhere cannot be brought here whatever is tried; nil error: nothing is known
+	// against it. nil: nothing ever is.
+	Unfit   func(id adapters.StreamID) error
 	Forward Forwarder // nil: no other node is known
 	Tokens  *Tokens   // nil: every pull is refused
 	// PodIP is added to answers for pullers whose candidates lack it. The zero value adds nothing.

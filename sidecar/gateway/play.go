@@ -21,6 +21,7 @@ var repeats = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 
 
 // holdError says why a viewer was not served after all.
 type holdError struct {
+	status                    int // 0: 503
 	title, detail, retryAfter string
 	cause                     error
 }
@@ -35,6 +36,11 @@ func (g *Gateway) play(w *recorder, r *http.Request, want adapters.Request, s *s
 	defer p.done()
 	if g.o.Relays != nil {
 		if g.o.Adapter.Traits().AcceptsAndWaits {
+			if err := g.turnDown(r.Context(), want.ID); err != nil { // the server would let it wait for ever
+				g.metrics.refused("codec")
+				g.refuse(w, r, err.status, err.title, err.detail)
+				return
+			}
 			// The server will take the play whether or not it has the stream, so the answer tells nothing.
 			p.viewer = &viewer{stream: want.ID}
 			if !g.demand.add(p.viewer) {
@@ -56,6 +62,9 @@ func (g *Gateway) play(w *recorder, r *http.Request, want adapters.Request, s *s
 	way.header = replaceCredentials(g.credentials(want))
 	way.answer = func(resp *http.Response) error {
 		p.answered(resp)
+		if g.o.Adapter.Traits().IgnoresPLI && sessionOpened(resp.StatusCode) {
+			g.look() // so that a key frame is asked for when the viewer has come
+		}
 		return g.opened(w, s, resp)
 	}
 	way.serve(w, r)
@@ -132,6 +141,12 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 			outcome = "missing"
 			return refusal, nil
 		}
+		if codec, ok := errors.AsType[*adapters.CodecError](err); ok {
+			outcome = "refused"
+			g.metrics.refused("codec")
+			discard(refusal)
+			return nil, unfitError(p.stream, codec)
+		}
 		if err != nil {
 			break
 		}
@@ -165,6 +180,31 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 		title: "Stream is not here yet", retryAfter: "1", cause: err,
 		detail: "The stream is published elsewhere and could not be brought here in time; try again after the seconds in " +
 			"Retry-After.",
+	}
+}
+
+// turnDown says why a stream that is published elsewhere cannot come here, where that is known. The relays are asked for it all
+// the same, which does not take long then: so they know that it was wanted, and say what is wrong.
+func (g *Gateway) turnDown(ctx context.Context, id adapters.StreamID) *holdError {
+	if g.o.Unfit == nil || g.o.Unfit(id) == nil {
+		return nil
+	}
+	release, err := g.o.Relays.Acquire(ctx, id)
+	if err == nil {
+		release()
+	}
+	if codec, ok := errors.AsType[*adapters.CodecError](err); ok {
+		return unfitError(id, codec)
+	}
+	return nil
+}
+
+// unfitError is for streams of which it is known that they cannot come here: to try again is of no use.
+func unfitError(id adapters.StreamID, err error) *holdError {
+	return &holdError{
+		status: http.StatusUnsupportedMediaType, title: "Stream cannot be played here", cause: err,
+		detail: string(id) + " is published elsewhere and cannot be brought here: " + err.Error() + ". Play it where another make of " +
+			"server stands, or publish it with another codec.",
 	}
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -185,8 +186,10 @@ func (p *passage) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	if hold, ok := errors.AsType[*holdError](err); ok {
-		w.Header().Set("Retry-After", hold.retryAfter)
-		g.refuse(w, r, http.StatusServiceUnavailable, hold.title, hold.detail)
+		if hold.retryAfter != "" {
+			w.Header().Set("Retry-After", hold.retryAfter)
+		}
+		g.refuse(w, r, cmp.Or(hold.status, http.StatusServiceUnavailable), hold.title, hold.detail)
 		return
 	}
 	if answer, ok := errors.AsType[*answerError](err); ok {

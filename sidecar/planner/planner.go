@@ -127,6 +127,7 @@ const (
 	WhyTurned     Reason = "the parent has turned to another publication"
 	WhyQuiet      Reason = "nothing comes any more, and the parent holds nothing"
 	WhyAvoid      Reason = "every parent failed lately"
+	WhyUnfit      Reason = "the media server here does not take it" // by the caller, who plans for what it takes only
 )
 
 // Decision is what to do for one stream.
@@ -184,6 +185,15 @@ type Decision struct {
 // publication that the relay's beats: what it sends is of that now, because the relay's is gone. While a relay runs whose
 // parent is lost, other holders that have the stream by way of that parent are no better and do not count.
 func Plan(in Input) []Decision {
+	in.setDefaults()
+	decisions := make([]Decision, len(in.Wants))
+	for i, w := range in.Wants {
+		decisions[i] = in.decide(w.Stream)
+	}
+	return decisions
+}
+
+func (in *Input) setDefaults() {
 	if in.FanOut <= 0 {
 		in.FanOut = DefaultFanOut
 	}
@@ -193,11 +203,6 @@ func Plan(in Input) []Decision {
 	if in.RTT == nil {
 		in.RTT = func(catalogue.NodeID) (time.Duration, bool) { return 0, false }
 	}
-	decisions := make([]Decision, len(in.Wants))
-	for i, w := range in.Wants {
-		decisions[i] = in.decide(w.Stream)
-	}
-	return decisions
 }
 
 // candidate is a holder from which a stream could be taken.

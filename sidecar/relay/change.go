@@ -59,6 +59,7 @@ const (
 	HowAligned  = "aligned"   // copies of one publication, found alike: no frame need be missing
 	HowKeyFrame = "key frame" // at a key frame of the new one
 	HowClock    = "clock"     // sound alone: where the clocks say
+	HowStandby  = "standby"   // its second copy had been kept
 )
 
 // SourceFlow is how a session's source stands.
@@ -86,6 +87,8 @@ type ChangeStatus struct {
 	Took  time.Duration `json:"took"`
 	How   string        `json:"how,omitempty"` // HowAligned, HowKeyFrame or HowClock
 	Error string        `json:"error,omitempty"`
+	// Standby says that it was the second copy that took over.
+	Standby bool `json:"standby,omitempty"`
 }
 
 // upstream is a session at a parent.
@@ -93,6 +96,7 @@ type upstream struct {
 	s        *Session
 	source   Source
 	initial  bool // of the session's begin
+	second   bool // a second copy, which becomes a source when the first is lost
 	session  *whip.Session
 	conn     *media.Conn
 	arrivals chan struct{} // capacity 1: a track has come
@@ -158,8 +162,14 @@ func (u *upstream) feedLocked(kind webrtc.RTPCodecType) *feed {
 // arrived takes a track of the parent's. It runs in the goroutine that reads the parent's connection.
 func (u *upstream) arrived(t *media.Track) media.Sink {
 	s := u.s
+	var spare *feed
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer func() {
+		s.mu.Unlock()
+		if spare != nil { // a lane that flows is not to wait for the session
+			spare.lane.addSpare(spare)
+		}
+	}()
 	if u.initial {
 		s.stepLocked(StepFirstPacket)
 	}
@@ -177,7 +187,7 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 	case l == nil && s.published && u.initial:
 		u.fail(fmt.Errorf("its %s began after the stream had been published without", t.Kind()))
 		return nil
-	case l == nil && s.published:
+	case l == nil && (s.published || u.second):
 		return nil // the source before did not have it
 	case l == nil:
 		l = newLane(t.Kind(), &s.newest, s.step)
@@ -190,6 +200,8 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 	}
 	u.feeds = append(slices.DeleteFunc(u.feeds, func(other *feed) bool { return other == known }), f)
 	switch {
+	case u.second && !u.current:
+		spare = f
 	case l.track.Load() == nil:
 		l.begin(f)
 	case u.current || known != nil:
@@ -239,7 +251,7 @@ func (s *Session) Change(ctx context.Context, to Source) (how string, err error)
 	return result.how, nil
 }
 
-// Source is how the session's source stands now; the channel is closed when that changes.
+// Source is how the session's source stands now; the channel is closed when that changes, or the state of its second copy.
 func (s *Session) Source() (SourceState, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -253,6 +265,10 @@ func (s *Session) setState(state SourceState) {
 		return
 	}
 	s.state = state
+	s.notifyLocked()
+}
+
+func (s *Session) notifyLocked() {
 	close(s.stateChanged)
 	s.stateChanged = make(chan struct{})
 }
@@ -262,6 +278,10 @@ func (s *Session) setState(state SourceState) {
 func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	var group sync.WaitGroup
 	defer group.Wait()
+	var second *standby // nil: there is none
+	standbys := s.standbys
+	var tending <-chan time.Time
+	defer func() { s.leaveLast(ctx, &group, second) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer close(s.over)
@@ -279,6 +299,13 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 	var attempt chan attempted // of the change under way
 	over := current.ended
 	requests := s.changes
+	// takeOver lets the second copy become the source.
+	takeOver := func() {
+		requests, attempt = nil, make(chan attempted, 1) // one at a time
+		to, from := attempt, second
+		from.taking = true
+		group.Go(func() { to <- s.promote(ctx, from.upstream) })
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -304,8 +331,15 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			lost = current.err
 			dead := current.session
 			s.logger.Warn("relay has lost its source", "error", lost)
-			s.setState(SourceState{Flow: FlowLost, Since: time.Now(), Error: lost.Error()})
 			group.Go(func() { s.close(ctx, Parent, dead, freeFailed) })
+			switch {
+			case attempt == nil && second.ready():
+				takeOver()
+				continue
+			case second != nil && second.taking:
+				continue
+			}
+			s.setState(SourceState{Flow: FlowLost, Since: time.Now(), Error: lost.Error()})
 			grace.Reset(s.grace())
 		case r := <-requests:
 			requests = nil // one at a time
@@ -314,12 +348,23 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			if lost != nil {
 				old = nil
 			}
+			second.quieten(true)
 			group.Go(func() { from <- s.attempt(ctx, &group, r, old) })
 		case a := <-attempt:
 			attempt, requests = nil, s.changes
+			second.quieten(false)
+			if second != nil && second.taking {
+				s.taken(ctx, &group, second, a.result.err)
+				second, standbys, tending = nil, s.standbys, nil
+			}
 			if a.result.err != nil {
 				a.request.result <- a.result
-				if lost != nil { // the time may have run out meanwhile
+				if state, _ := s.Source(); lost != nil && state.Flow != FlowLost {
+					s.setState(SourceState{Flow: FlowLost, Since: time.Now(), Error: lost.Error()})
+				}
+				if lost != nil && second.ready() {
+					takeOver()
+				} else if lost != nil { // the time may have run out meanwhile
 					grace.Reset(max(time.Until(s.lostAt().Add(s.grace())), 0))
 				}
 				continue
@@ -337,6 +382,26 @@ func (s *Session) supervise(ctx context.Context, current *upstream) error {
 			s.mu.Unlock()
 			s.setState(SourceState{Flow: FlowOn, Since: time.Now()})
 			a.request.result <- a.result
+		case r := <-standbys:
+			standbys = nil // one at a time
+			second = s.beginStandby(ctx, &group, r)
+		case err := <-second.opening():
+			if second.open(err); err != nil {
+				s.leave(ctx, &group, second, err)
+				second, standbys = nil, s.standbys
+				continue
+			}
+			tending = time.Tick(tendInterval)
+			if lost != nil && attempt == nil {
+				takeOver()
+			}
+		case <-second.over():
+			s.leave(ctx, &group, second, second.why())
+			second, standbys, tending = nil, s.standbys, nil
+		case now := <-tending:
+			if still := s.lookAfter(second, now, attempt == nil); still && live == nil && lost == nil && attempt == nil {
+				takeOver()
+			}
 		case <-grace.C:
 			if attempt == nil {
 				return &SessionError{Side: Parent, Step: "relay", Err: lost}
@@ -446,33 +511,54 @@ func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRe
 	} else {
 		s.logger.Info("relay has changed its source", "how", how, "after", took)
 	}
-	s.mu.Lock()
-	s.changed = append(s.changed, status)
-	s.changed = s.changed[max(len(s.changed)-maxChanges, 0):]
-	s.mu.Unlock()
+	s.record(status)
 	s.options.Metrics.change(how, took, err)
 	return attempted{request: r, upstream: u, result: changeResult{how: how, err: err}}
+}
+
+func (s *Session) record(c ChangeStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = append(s.changed, c)
+	s.changed = s.changed[max(len(s.changed)-maxChanges, 0):]
 }
 
 // take does one attempt. life is the session's, which the upstream is watched for.
 func (s *Session) take(
 	ctx context.Context, cancel context.CancelCauseFunc, group *sync.WaitGroup, life context.Context, u, old *upstream,
 ) (string, error) {
-	if err := s.play(ctx, u); err != nil {
+	if err := s.join(ctx, cancel, group, life, u); err != nil {
 		return "", err
+	}
+	h := s.newHandover(u, old)
+	if err := s.bounded(ctx, Parent, "take over", s.limits.keyFrame, h.run); err != nil {
+		return "", err
+	}
+	return h.how, nil
+}
+
+// join opens the session at a source and waits for its tracks.
+func (s *Session) join(
+	ctx context.Context, cancel context.CancelCauseFunc, group *sync.WaitGroup, life context.Context, u *upstream,
+) error {
+	if err := s.play(ctx, u); err != nil {
+		return err
 	}
 	group.Go(func() {
 		u.watch(life)
 		cancel(u.err)
 	})
 	if err := s.bounded(ctx, Parent, "connect", s.limits.step, u.session.Connected); err != nil {
-		return "", err
+		return err
 	}
-	if err := s.awaitTracks(ctx, u); err != nil {
-		return "", failed(ctx, Parent, "wait for media", err)
-	}
+	return failed(ctx, Parent, "wait for media", s.awaitTracks(ctx, u))
+}
+
+// newHandover begins to make a source the current one.
+func (s *Session) newHandover(u, old *upstream) *handover {
 	h := &handover{s: s, old: old, same: u.source.Same, seams: make(map[*feed]seam)}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	u.current = true // what comes from now on is late
 	for _, f := range u.feeds {
 		switch {
@@ -483,11 +569,7 @@ func (s *Session) take(
 			h.audio = f
 		}
 	}
-	s.mu.Unlock()
-	if err := s.bounded(ctx, Parent, "take over", s.limits.keyFrame, h.run); err != nil {
-		return "", err
-	}
-	return h.how, nil
+	return h
 }
 
 // handover is how the tracks of a new source take over from the old one's.
@@ -495,6 +577,7 @@ type handover struct {
 	s            *Session
 	old          *upstream // nil: it has ended
 	same         bool      // publication
+	warm         bool      // the new source has long been here: it need not begin with a key frame
 	video, audio *feed     // of the new source; nil where it has none
 	seams        map[*feed]seam
 	how          string
@@ -521,7 +604,7 @@ func (h *handover) flows() bool {
 
 func (h *handover) run(ctx context.Context) error {
 	h.how = HowClock
-	if h.video != nil && !h.flows() {
+	if h.video != nil && !h.warm && !h.flows() {
 		h.hurry()
 	}
 	if h.same {

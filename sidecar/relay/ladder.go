@@ -174,6 +174,9 @@ func (u *upstream) tally() (c tally) {
 	if f != nil {
 		stats := f.track.Stats()
 		c.packets, c.missed = stats.Packets, stats.Lost+stats.Repaired
+		if stats.Limited { // else there is room for more than was tried
+			c.room = stats.Bandwidth
+		}
 	}
 	return c
 }

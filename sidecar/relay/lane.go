@@ -80,6 +80,11 @@ type lane struct {
 	flowing bool   // at is set
 	at      uint64 // position in the history of the next packet to send
 	heard   *media.SenderReport
+	spare   *spare // of a second copy; nil: there is none
+
+	// What a spare has filled in up to a number may still come by the current feed.
+	filled   bool
+	filledTo uint16
 
 	seenPacket, seenKeyFrame bool
 
@@ -128,6 +133,8 @@ type feed struct {
 	held    []held // what seems to lie behind it, while that is not sure
 	after   edge   // where the lane ended
 	late    bool   // it came when the source had taken over: its first packet does that for it
+
+	filled atomic.Uint64 // holes of another feed's that this one has filled: packets, or frames
 }
 
 var _ media.Sink = (*feed)(nil)
@@ -204,8 +211,14 @@ func (f *feed) Packet(p *media.Packet) {
 	}
 	if f.kept == nil {
 		f.kept = media.NewHistory(historyOf(l.kind))
+		if l.spare != nil && l.spare.feed == f {
+			f.kept.Keep(historyTime, historyMost)
+		}
 	}
 	f.kept.Add(p)
+	if l.spare != nil && l.spare.feed == f {
+		l.spareCameLocked(p)
+	}
 }
 
 // joinLocked lets a feed take over by itself, whose other tracks have done so: at once, or at a key frame. Timestamps go on by
@@ -267,6 +280,9 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 	if f.moved && !f.placeLocked(p) {
 		return false
 	}
+	if l.filled && l.hasFilledLocked(p.Header.SequenceNumber) || l.spare != nil && !l.guardLocked(f, p) {
+		return false
+	}
 	position := l.history.Add(p)
 	l.noteLocked(p)
 	if l.through {
@@ -319,6 +335,9 @@ func (l *lane) noteLocked(p *media.Packet) {
 		l.frameAt = p.Arrival
 	}
 	l.last = edge{sequence: h.SequenceNumber, timestamp: h.Timestamp, marker: h.Marker, ok: true}
+	if l.spare != nil {
+		l.spare.reached(h.Timestamp, p.Arrival, l.codec.ClockRate)
+	}
 }
 
 // placeLocked gives a packet the lane's numbers, and says whether it lies behind the seam.
@@ -608,6 +627,9 @@ func (l *lane) switchLocked(f *feed) {
 	if old != nil {
 		old.done = true
 	}
+	if l.spare != nil {
+		l.spare.renew()
+	}
 	if t := l.track.Load(); t != nil {
 		l.past = l.past.Plus(t.Stats())
 	}
@@ -680,12 +702,16 @@ func (l *lane) catchUp(ctx context.Context, f *feed) error {
 
 // finish completes the frame in whose middle the lane broke off, of another copy's packets.
 func (l *lane) finish(mime string, broken, whole []media.Packet) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.finishLocked(mime, broken, whole)
+}
+
+func (l *lane) finishLocked(mime string, broken, whole []media.Packet) bool {
 	payloads, ok := media.Rest(mime, broken, whole)
 	if !ok {
 		return false
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	now := time.Now()
 	for i, payload := range payloads {
 		p, err := media.NewPacket(rtp.Header{

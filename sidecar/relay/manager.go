@@ -118,6 +118,8 @@ type Runner interface {
 	Change(ctx context.Context, to Source) (how string, err error)
 	// Source is how the source stands; the channel is closed when that changes.
 	Source() (SourceState, <-chan struct{})
+	// Standby keeps a second copy beside what flows, until ctx ends, it is lost, or it has become the source, which it says.
+	Standby(ctx context.Context, from Source) (tookOver bool, err error)
 	// Joined says that there are more viewers at the local server than before.
 	Joined()
 	// Location is the URL of the WHIP session at the local server, "" before there is one.
@@ -143,9 +145,12 @@ type ManagerOptions struct {
 	// Remember, where there is one, returns when the catalogue's Record is safe from a crash. It is asked before a relay
 	// publishes, so that a process that comes after does not take what was left behind for a publisher's.
 	Remember func(context.Context)
+	// Accept says which of a publication's tracks the local server does not take, by a *adapters.CodecError; nil: it takes all.
+	Accept func([]adapters.Track) error
 	// Awake is since when this process has run without a pause; nil: always. What did not come in a pause is not missed.
 	Awake      func() time.Time
 	Pins       catalogue.Names // streams that are carried without viewers
+	Standby    catalogue.Names // streams of which a relay keeps a second copy, by another way; NewSource is required
 	Linger     time.Duration   // for which a relay goes on when nobody wants it any more; 0: 15 s
 	MaxRelays  int             // 0: 256
 	FanOut     int             // children that a parent should have for a stream; 0: planner.DefaultFanOut
@@ -193,10 +198,13 @@ type entry struct {
 	claim      planner.Claim
 	asking     bool
 	run        *run // what runs, or is about to end
+	second     second
 	failures   map[catalogue.NodeID]*failure
 	retry      *backoff.ExponentialBackOff // from the second failure on, whichever the parent
 	failed     int
 	refused    bool // the local server did not take the last relay
+	unfit      unfit
+	told       catalogue.Publication // of which people were told that it cannot be carried here
 	retryAt    time.Time
 	lastErr    error
 	backward   time.Time // until when the sequence that is handed on stays as it is
@@ -405,6 +413,8 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 			return nil, resultMissing, adapters.ErrNoStream
 		}
 	}
+	// Where nothing of it is demanded yet, the next plan tells people.
+	refused := m.unfit(state, id, time.Now())
 	e := m.entry(id)
 	e.held++
 	m.touch(id)
@@ -419,8 +429,13 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		defer m.mu.Unlock()
 		unhold()
 	}
-	if e.run.live() {
+	switch {
+	case e.run.live():
 		return release, resultLive, nil
+	case refused != nil:
+		m.turnDown(e, state, refused, time.Now())
+		unhold()
+		return nil, resultUnfit, refused
 	}
 	m.wake()
 	for {
@@ -449,6 +464,9 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		case errors.Is(outcome, ErrFull):
 			unhold()
 			return nil, resultFull, outcome
+		case e.decision.Why == planner.WhyUnfit:
+			unhold()
+			return nil, resultUnfit, outcome
 		default:
 			unhold()
 			return nil, resultMissing, outcome
@@ -599,6 +617,7 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			if m.idle(e, now) {
 				delete(m.entries, id)
 			}
+		case m.turned(e, state, now):
 		case !e.run.ending():
 			in.Wants = append(in.Wants, planner.Want{Stream: id, Demand: e.demand})
 			in.Claims[id] = e.claim
@@ -640,8 +659,10 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 			d = planner.Plan(in)[0]
 		}
 		e.decision = d
-		if f := m.apply(ctx, e, state, now); f != nil {
-			start = append(start, f)
+		for _, f := range []func(){m.apply(ctx, e, state, now), m.standBy(ctx, e, in)} {
+			if f != nil {
+				start = append(start, f)
+			}
 		}
 		m.wait(e, now, d.Until)
 		m.wait(e, now, e.retryAt)
@@ -896,7 +917,8 @@ func (m *Manager) idle(e *entry, now time.Time) bool {
 		delete(e.failures, parent)
 	}
 	m.wait(e, now, e.yieldUntil)
-	return e.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) && len(e.failures) == 0
+	return e.run == nil && e.second.run == nil && !e.asking && e.held == 0 && e.yielding == 0 && !now.Before(e.yieldUntil) &&
+		len(e.failures) == 0
 }
 
 func (m *Manager) avoid(stream adapters.StreamID, parent catalogue.NodeID) time.Time {
@@ -1219,6 +1241,8 @@ func (m *Manager) stop(e *entry, why string) {
 	m.withdraw(e, r)
 	r.stopping = why
 	r.cancel()
+	m.miss(e, false)
+	e.second.stop()
 	m.settle(e, errPending)
 }
 
@@ -1334,8 +1358,8 @@ func (m *Manager) grant(ctx context.Context, stream adapters.StreamID, r *run) (
 	return grant, nil
 }
 
-// accept says why a grant cannot be used.
-func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
+// usable says why a grant cannot be used, whatever this node has told others.
+func (m *Manager) usable(g Grant, r *run) error {
 	switch {
 	case len(g.Path) == 0 || g.Path[len(g.Path)-1] != r.parent:
 		return fmt.Errorf("%w: its path does not end in the parent", errGrant)
@@ -1348,6 +1372,14 @@ func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
 	}
 	if err := m.o.Catalogue.Observe(g.Epoch); err != nil {
 		return fmt.Errorf("%w: %w", errGrant, err)
+	}
+	return nil
+}
+
+// accept says why a grant cannot be used for what is announced.
+func (m *Manager) accept(stream adapters.StreamID, g Grant, r *run) error {
+	if err := m.usable(g, r); err != nil {
+		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -1404,6 +1436,8 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	e.run = nil
 	close(r.over)
 	m.runs--
+	m.miss(e, false)
+	e.second.stop()
 	m.touch(e.id)
 	m.all, m.full = m.all || m.full, false
 	m.publish()
@@ -1469,6 +1503,7 @@ func (m *Manager) blame(e *entry, r *run, err error) (end string) {
 	} else if at, ok := errors.AsType[*SessionError](err); ok && at.Side == LocalServer {
 		e.failed++
 		e.refused = true
+		e.refusedCodec(r.publication, err, now)
 		e.retryAt = now.Add(max(e.retry.NextBackOff(), serverTime))
 	} else {
 		e.failed++
@@ -1494,6 +1529,7 @@ const (
 	StateConnecting = "connecting"
 	StateLive       = "live"
 	StateStopping   = "stopping"
+	StateRefused    = "refused" // the local server does not take it
 )
 
 // Status is how one stream stands at this node.
@@ -1510,6 +1546,7 @@ type Status struct {
 	LiveSince time.Time          `json:"liveSince,omitzero"` // when its media flowed first
 	LastError string             `json:"lastError,omitempty"`
 	NextRetry time.Time          `json:"nextRetry,omitzero"`
+	Standby   *SecondStatus      `json:"standby,omitempty"` // where a second copy is wanted
 	Session   *SessionStatus     `json:"session,omitempty"`
 }
 
@@ -1533,6 +1570,10 @@ func (m *Manager) Status() []Status {
 			s.State, s.Epoch = StateAsking, d.Epoch
 		case planner.Wait:
 			s.State, s.NextRetry = StateWaiting, d.Until
+		case planner.Nothing:
+			if d.Why == planner.WhyUnfit {
+				s.State = StateRefused
+			}
 		case planner.Run:
 			if now.Before(e.retryAt) {
 				s.State, s.NextRetry = StateRetrying, e.retryAt
@@ -1550,6 +1591,7 @@ func (m *Manager) Status() []Status {
 			}
 			session = r.session
 		}
+		s.Standby = e.second.status()
 		list = append(list, s)
 		sessions = append(sessions, session)
 	}

@@ -15,6 +15,7 @@ const (
 	resultMissing = "missing"
 	resultFull    = "full"
 	resultTimeout = "timeout"
+	resultUnfit   = "unfit"
 
 	endUnwanted = "unwanted"
 	endMoved    = "moved"
@@ -26,6 +27,7 @@ const (
 	endDropped  = "dropped"
 	endRefused  = "refused"
 	endFailed   = "failed"
+	endUnfit    = "unfit"
 	endYielded  = "yielded"
 
 	endInfeasible = "infeasible"
@@ -34,6 +36,10 @@ const (
 	claimHeld    = "held"
 	claimSilent  = "silent"
 	claimForeign = "foreign"
+
+	standbyTook     = "took over"
+	standbyFailed   = "failed"
+	standbyUnwanted = "unwanted"
 )
 
 type managerMetrics struct {
@@ -47,6 +53,10 @@ type managerMetrics struct {
 	acquireTime prometheus.Histogram
 	claims      *prometheus.CounterVec
 	answers     *prometheus.CounterVec
+
+	standbys       prometheus.Gauge
+	standbyMissing prometheus.Gauge
+	standbyEnds    *prometheus.CounterVec
 }
 
 // newManagerMetrics registers the metrics; without a registerer they count for nobody.
@@ -54,7 +64,15 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	relays := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "sidestream_relays", Help: "Relays that run at this node, by state.",
 	}, []string{"state"})
+	standbys := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sidestream_relay_standbys", Help: "Second copies of relayed streams: running, or missing.",
+	}, []string{"state"})
 	m := &managerMetrics{
+		standbys:       standbys.WithLabelValues("running"),
+		standbyMissing: standbys.WithLabelValues("missing"),
+		standbyEnds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_relay_standby_ends_total", Help: "Second copies that ended, by reason.",
+		}, []string{"reason"}),
 		connecting: relays.WithLabelValues("connecting"),
 		live:       relays.WithLabelValues("live"),
 		starts: prometheus.NewCounter(prometheus.CounterOpts{
@@ -85,19 +103,23 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 			Name: "sidestream_claim_answers_total", Help: "Claims that this node answered as owner, by answer.",
 		}, []string{"answer"}),
 	}
-	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout} {
+	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout, resultUnfit} {
 		m.acquires.WithLabelValues(v)
 	}
 	for _, v := range []string{
-		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded,
+		endUnwanted, endMoved, endOrigin, endLoop, endLost, endQuiet, endDrained, endDropped, endRefused, endFailed, endInfeasible, endYielded, endUnfit,
 	} {
 		m.ends.WithLabelValues(v)
+	}
+	for _, v := range []string{standbyTook, standbyFailed, standbyUnwanted} {
+		m.standbyEnds.WithLabelValues(v)
 	}
 	for _, v := range []string{claimGranted, claimHeld, claimSilent} {
 		m.claims.WithLabelValues(v)
 	}
 	if r != nil {
-		r.MustRegister(relays, m.starts, m.ends, m.losses, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers)
+		r.MustRegister(relays, m.starts, m.ends, m.losses, m.untilLive, m.acquires, m.acquireTime, m.claims, m.answers,
+			standbys, m.standbyEnds)
 	}
 	return m
 }

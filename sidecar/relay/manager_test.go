@@ -335,6 +335,14 @@ type session struct {
 	sources       []relay.Source // that it was changed to
 	refuses       error          // a change
 	changing      time.Duration
+
+	standbys []standby // second copies that it was given
+}
+
+// standby is a second copy; what is sent to end ends it: nil where it has taken over.
+type standby struct {
+	parent ID
+	end    chan error
 }
 
 func (b *bed) newSession(spec relay.Spec) *session {
@@ -389,6 +397,19 @@ func (s *session) Change(ctx context.Context, to relay.Source) (string, error) {
 	s.sources = append(s.sources, to)
 	s.setFlow(relay.FlowOn)
 	return relay.HowAligned, nil
+}
+
+func (s *session) Standby(ctx context.Context, from relay.Source) (bool, error) {
+	second := standby{parent: ID(from.From.URL.Host), end: make(chan error, 1)}
+	s.locked(func() { s.standbys = append(s.standbys, second) })
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-s.ended:
+		return false, relay.ErrNotLive
+	case err := <-second.end:
+		return err == nil, err
+	}
 }
 
 func (s *session) Source() (relay.SourceState, <-chan struct{}) {

@@ -102,6 +102,8 @@ type Session struct {
 	changes chan changeRequest
 	kick    chan struct{} // wakes tend
 
+	standbys chan standbyRequest
+
 	mu           sync.Mutex
 	steps        []Step
 	location     string
@@ -113,6 +115,8 @@ type Session struct {
 	state        SourceState
 	stateChanged chan struct{}
 	changed      []ChangeStatus
+	standby      *standby                              // nil: there is none
+	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	joins        joins
 	ended        string
 }
@@ -132,6 +136,7 @@ func NewSession(o SessionOptions) *Session {
 			step: stepTimeout, keyFrame: keyFrameTimeout, free: freeTimeout, settle: settle, settleVideo: settleVideo,
 		},
 		live: make(chan struct{}), over: make(chan struct{}), changes: make(chan changeRequest),
+		standbys: make(chan standbyRequest), past: make(map[webrtc.RTPCodecType]standbyCounts),
 		kick:  make(chan struct{}, 1),
 		state: SourceState{Flow: FlowStarting}, stateChanged: make(chan struct{}),
 	}
@@ -406,14 +411,11 @@ func (s *Session) publish(ctx context.Context) (*whip.Session, error) {
 func (s *Session) acceptable() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	takes := s.options.Traits.Codecs
+	tracks := make([]adapters.Track, 0, len(s.lanes))
 	for _, l := range s.lanes {
-		known := slices.ContainsFunc(takes, func(mime string) bool { return strings.EqualFold(mime, l.codec.MimeType) })
-		if len(takes) > 0 && !known {
-			return fmt.Errorf("it does not take %s", l.codec.MimeType)
-		}
+		tracks = append(tracks, adapters.Track{Kind: l.kind.String(), MIME: l.codec.MimeType})
 	}
-	return nil
+	return s.options.Traits.Accept(tracks)
 }
 
 func (s *Session) addLanes(conn *media.Conn, pc *webrtc.PeerConnection) error {
@@ -475,7 +477,7 @@ func (s *Session) accepted(pc *webrtc.PeerConnection) error {
 	for _, transceiver := range pc.GetTransceivers() {
 		l := s.laneLocked(transceiver.Kind())
 		if l != nil && !sections[transceiver.Mid()].receives {
-			return fmt.Errorf("it does not take %s", l.codec.MimeType)
+			return &adapters.CodecError{MIME: l.codec.MimeType}
 		}
 	}
 	return nil
@@ -630,6 +632,7 @@ type SessionStatus struct {
 	Source   SourceState       `json:"source"`
 	Layer    string            `json:"layer,omitempty"`   // of simulcast that the parent was asked for; none: its choice
 	Changes  []ChangeStatus    `json:"changes,omitempty"` // the last ones, oldest first
+	Standby  *StandbyStatus    `json:"standby,omitempty"` // the second copy, where there is or was one
 	Ended    string            `json:"ended,omitempty"`   // why, once Run has ended
 	Tracks   []TrackStatus     `json:"tracks,omitempty"`
 
@@ -650,6 +653,8 @@ type TrackStatus struct {
 	KeyFrames  uint64        `json:"keyFrames"`
 	RTT        time.Duration `json:"rtt"` // to the parent; 0: not known
 	Jitter     time.Duration `json:"jitter"`
+	Bandwidth  int64         `json:"bandwidth,omitempty"`  // bits per second that the path from the parent carries; 0: not known
+	Limited    bool          `json:"limited,omitempty"`    // lately that was less than what was sent
 	Restarts   uint64        `json:"restarts,omitempty"`   // new beginnings of the source's SSRC or sequence numbers
 	ClockJumps uint64        `json:"clockJumps,omitempty"` // jumps of the source's timestamps by more than ten seconds
 	Added      time.Duration `json:"added"`                // time that a packet takes through the relay, smoothed; 0: not known
@@ -680,6 +685,7 @@ func (s *Session) Status() SessionStatus {
 			t.Lost, t.Repaired, t.NACKs = in.Lost, in.Repaired, in.NACKs
 			t.KeyFrames, t.KeyFrameRequestsSent = in.KeyFrames, in.PLIs
 			t.RTT, t.Jitter, t.Added = in.RoundTrip, in.Jitter, added
+			t.Bandwidth, t.Limited = in.Bandwidth, in.Limited
 			t.Restarts, t.ClockJumps = t.Restarts+in.Restarts, in.ClockJumps
 		}
 	}
@@ -724,5 +730,6 @@ func (s *Session) status() (SessionStatus, []*lane) {
 		t.Waited, t.GivenUp, t.Filled, t.Paced = o.waited, o.givenUp, o.filled, o.paced
 		status.Tracks = append(status.Tracks, t)
 	}
+	status.Standby = s.standbyStatusLocked()
 	return status, slices.Clone(s.lanes)
 }

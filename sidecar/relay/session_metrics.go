@@ -3,6 +3,7 @@ package relay
 import (
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +35,8 @@ type trackCounter struct {
 var (
 	activeDesc = prometheus.NewDesc("sidestream_relay_sessions",
 		"Relay sessions by state.", []string{"state"}, nil)
+	limitedDesc = prometheus.NewDesc("sidestream_relay_limited_sessions",
+		"Relay sessions whose path from the parent lately carried less than was sent.", nil, nil)
 	packetsDesc = prometheus.NewDesc("sidestream_relay_packets_total",
 		"RTP packets received from parents.", []string{"kind"}, nil)
 	bytesDesc = prometheus.NewDesc("sidestream_relay_bytes_total",
@@ -65,6 +68,12 @@ var (
 		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
+	standbyPacketsDesc = prometheus.NewDesc("sidestream_relay_standby_packets_total",
+		"RTP packets received as second copies of streams; those of one that has taken over count as its source's, too.", []string{"kind"}, nil)
+	standbyBytesDesc = prometheus.NewDesc("sidestream_relay_standby_bytes_total",
+		"RTP payload bytes received as second copies of streams.", []string{"kind"}, nil)
+	standbyFilledDesc = prometheus.NewDesc("sidestream_relay_standby_filled_total",
+		"Holes in a stream that its second copy filled: packets, or runs of frames.", []string{"kind"}, nil)
 )
 
 // NewSessionMetrics makes the metrics and registers them; with a nil Registerer it only makes them.
@@ -122,8 +131,9 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 // Describe implements prometheus.Collector.
 func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		activeDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
+		activeDesc, limitedDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
 		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
+		standbyPacketsDesc, standbyBytesDesc, standbyFilledDesc,
 	} {
 		descriptions <- d
 	}
@@ -133,11 +143,16 @@ func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 	m.mu.Lock()
 	states := map[string]float64{"starting": 0, "live": 0}
+	limited := 0.0
 	for s := range m.active {
-		if m.readLocked(s) {
+		status := m.readLocked(s)
+		if status.Live {
 			states["live"]++
 		} else {
 			states["starting"]++
+		}
+		if slices.ContainsFunc(status.Tracks, func(t TrackStatus) bool { return t.Limited }) {
+			limited++
 		}
 	}
 	total := maps.Clone(m.total)
@@ -145,13 +160,14 @@ func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 	for state, n := range states {
 		metrics <- prometheus.MustNewConstMetric(activeDesc, prometheus.GaugeValue, n, state)
 	}
+	metrics <- prometheus.MustNewConstMetric(limitedDesc, prometheus.GaugeValue, limited)
 	for counter, n := range total {
 		metrics <- prometheus.MustNewConstMetric(counter.description, prometheus.CounterValue, n, counter.label)
 	}
 }
 
-// readLocked adds what a session has carried since it was last read, and says whether it is live.
-func (m *SessionMetrics) readLocked(s *Session) (live bool) {
+// readLocked adds what a session has carried since it was last read, and gives its status.
+func (m *SessionMetrics) readLocked(s *Session) SessionStatus {
 	status, before := s.Status(), m.active[s]
 	add := func(description *prometheus.Desc, label string, n uint64) {
 		counter := trackCounter{description, label}
@@ -172,9 +188,16 @@ func (m *SessionMetrics) readLocked(s *Session) (live bool) {
 			add(description, t.Kind, n)
 		}
 	}
+	if status.Standby != nil {
+		for _, t := range status.Standby.Tracks {
+			add(standbyPacketsDesc, t.Kind, t.Packets)
+			add(standbyBytesDesc, t.Kind, t.Bytes)
+			add(standbyFilledDesc, t.Kind, t.Filled)
+		}
+	}
 	add(uselessDesc, "malformed", status.Malformed)
 	add(uselessDesc, "unknown", status.Unknown)
-	return status.Live
+	return status
 }
 
 func (m *SessionMetrics) begin(s *Session) {

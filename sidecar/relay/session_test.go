@@ -408,7 +408,7 @@ func TestSessionEnds(t *testing.T) {
 			name: "codec the server is known not to take", options: hopOptions{shape: both, options: func(o *SessionOptions) {
 				o.Traits.Codecs = []string{"video/VP8", "audio/opus"}
 			}},
-			side: LocalServer, step: "publish", says: "it does not take video/H264", source: 1,
+			side: LocalServer, step: "publish", says: "the media server does not take video/H264, only video/VP8", source: 1,
 		},
 		{
 			name:    "codec changes in mid-stream",

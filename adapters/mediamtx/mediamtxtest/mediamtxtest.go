@@ -4,6 +4,7 @@ package mediamtxtest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type Options struct {
 	Users bool
 	// YAML is added to the settings.
 	YAML string
+	// Host is the address to listen at; empty: 127.0.0.1.
+	Host string
 }
 
 // Server is a running MediaMTX.
@@ -48,18 +51,37 @@ type Server struct {
 	output bytes.Buffer
 }
 
-// Binary is the path of MediaMTX; without it the test is skipped.
-func Binary(t testing.TB) string {
-	t.Helper()
+// Missing says why no MediaMTX can run here, or is empty.
+func Missing() string {
+	if _, err := find(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+func find() (string, error) {
 	if path := os.Getenv("MEDIAMTX_BIN"); path != "" {
 		if _, err := os.Stat(path); err != nil {
-			t.Fatalf("MEDIAMTX_BIN: %v", err)
+			return "", fmt.Errorf("MEDIAMTX_BIN: %w", err)
 		}
-		return path
+		return path, nil
 	}
 	path, err := exec.LookPath("mediamtx")
 	if err != nil {
-		t.Skip("no MediaMTX here: set MEDIAMTX_BIN or put mediamtx into PATH to run this against the real server")
+		return "", errors.New("no MediaMTX here: set MEDIAMTX_BIN or put mediamtx into PATH to run this against the real server")
+	}
+	return path, nil
+}
+
+// Binary is the path of MediaMTX; without it the test is skipped.
+func Binary(t testing.TB) string {
+	t.Helper()
+	path, err := find()
+	switch {
+	case err != nil && os.Getenv("MEDIAMTX_BIN") != "":
+		t.Fatal(err)
+	case err != nil:
+		t.Skip(err)
 	}
 	return path
 }
@@ -73,8 +95,9 @@ func Start(t testing.TB, o Options) *Server {
 		t.Fatalf("%s --version: %v", s.binary, err)
 	}
 	s.Version = regexp.MustCompile(`v[0-9][0-9.]*`).FindString(string(version))
-	ports := freePorts(t, 2)
-	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
+	host := cmp.Or(o.Host, "127.0.0.1")
+	ports := freePorts(t, host, 2)
+	at := func(i int) string { return fmt.Sprintf("%s:%d", host, ports[i]) }
 	s.URL, s.API = "http://"+at(0), "http://"+at(1)
 	yaml := "paths:\n  all_others:\n"
 	if o.Users {
@@ -101,8 +124,8 @@ authInternalUsers:
 	// Settings that a version does not know are errors in the file, and nothing in the environment.
 	s.environ = []string{
 		"MTX_API=yes", "MTX_APIADDRESS=" + at(1), "MTX_WEBRTCADDRESS=" + at(0),
-		fmt.Sprintf("MTX_WEBRTCLOCALUDPADDRESS=127.0.0.1:%d", ports[0]), "MTX_WEBRTCIPSFROMINTERFACES=no",
-		"MTX_WEBRTCADDITIONALHOSTS=127.0.0.1", "MTX_RTSP=no", "MTX_RTMP=no", "MTX_HLS=no", "MTX_SRT=no", "MTX_MOQ=no",
+		"MTX_WEBRTCLOCALUDPADDRESS=" + at(0), "MTX_WEBRTCIPSFROMINTERFACES=no",
+		"MTX_WEBRTCADDITIONALHOSTS=" + host, "MTX_RTSP=no", "MTX_RTMP=no", "MTX_HLS=no", "MTX_SRT=no", "MTX_MOQ=no",
 	}
 	s.Up()
 	t.Cleanup(func() {
@@ -191,10 +214,10 @@ type writer func([]byte)
 func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 
 // freePorts finds TCP ports that nobody uses now.
-func freePorts(t testing.TB, n int) (ports []int) {
+func freePorts(t testing.TB, host string, n int) (ports []int) {
 	t.Helper()
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -42,6 +42,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	asJSON := flags.Bool("json", false, "print JSON")
 	role := flags.String("role", "", "for the bench itself: be the relay that is measured, \"relay\" or \"loop\"")
 	profile := flags.String("cpuprofile", "", "write a CPU profile of our relay, at the last number of streams, to this file")
+	heap := flags.String("memprofile", "", "write a profile of our relay's memory, at the last number of streams, to this file")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -49,7 +50,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return err
 	}
 	if *role != "" {
-		return serve(ctx, *role, *profile, stdin, stdout)
+		return serve(ctx, *role, *profile, *heap, stdin, stdout)
 	}
 	var sizes []int
 	for field := range strings.SplitSeq(*streams, ",") {
@@ -67,7 +68,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	for i, n := range sizes {
 		m := measurement{streams: n, duration: *duration}
 		if i == len(sizes)-1 {
-			m.profile = *profile
+			m.profile, m.heap = *profile, *heap
 		}
 		rows, err := m.run(ctx)
 		if err != nil {

@@ -38,6 +38,7 @@ type measurement struct {
 	streams  int
 	duration time.Duration // of measuring, for each relay
 	profile  string        // of our relay; empty: none
+	heap     string        // the same, of its memory
 }
 
 // errDone ends the servers of a measurement that is complete.
@@ -85,11 +86,11 @@ func (m measurement) measure(ctx context.Context, source *relaytest.Source, sink
 	children := make(map[string]*child)
 	idle := make(map[string]float64)
 	for _, role := range roles {
-		profile := ""
+		profile, heap := "", ""
 		if role == roleRelay {
-			profile = m.profile
+			profile, heap = m.profile, m.heap
 		}
-		c, err := startChild(ctx, role, profile)
+		c, err := startChild(ctx, role, profile, heap)
 		if err != nil {
 			return nil, err
 		}
@@ -380,12 +381,12 @@ type child struct {
 }
 
 // startChild runs this program again, as a relay.
-func startChild(ctx context.Context, role, profile string) (*child, error) {
+func startChild(ctx context.Context, role, profile, heap string) (*child, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	process := exec.CommandContext(ctx, self, "-role", role, "-cpuprofile", profile)
+	process := exec.CommandContext(ctx, self, "-role", role, "-cpuprofile", profile, "-memprofile", heap)
 	process.Stderr = os.Stderr
 	stdin, err := process.StdinPipe()
 	if err != nil {

@@ -47,7 +47,7 @@ type usage struct {
 }
 
 // serve is the relay process. It ends with its standard input.
-func serve(ctx context.Context, role, profile string, stdin io.Reader, stdout io.Writer) error {
+func serve(ctx context.Context, role, profile, heap string, stdin io.Reader, stdout io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
@@ -63,6 +63,14 @@ func serve(ctx context.Context, role, profile string, stdin io.Reader, stdout io
 			return err
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if heap != "" {
+		defer func() {
+			if f, err := os.Create(heap); err == nil {
+				_ = pprof.Lookup("allocs").WriteTo(f, 0)
+				_ = f.Close()
+			}
+		}()
 	}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 4}}
 	carry := carryByRelay

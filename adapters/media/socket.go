@@ -1,0 +1,90 @@
+package media
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/pion/transport/v4"
+	"github.com/pion/transport/v4/stdnet"
+)
+
+// network is the machine's own, with sockets that take and send packets in batches.
+type network struct {
+	*stdnet.Net
+	conn *Conn
+}
+
+// ListenUDP implements transport.Net; pion opens the sockets of host candidates by it.
+func (n network) ListenUDP(network string, addr *net.UDPAddr) (transport.UDPConn, error) {
+	u, err := net.ListenUDP(network, addr)
+	if err != nil {
+		return nil, err
+	}
+	if addr != nil && addr.Zone != "" {
+		return u, nil // what is said of addresses below does not hold for scoped ones
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return u, nil //nolint:nilerr // it works without batches too
+	}
+	s := &socket{UDPConn: u, conn: n.conn}
+	s.batch.init(raw)
+	n.conn.changeSockets(func(sockets []*socket) []*socket { return append(sockets, s) })
+	return s, nil
+}
+
+// socket is the UDP socket of one candidate. It takes what has arrived in one system call, and keeps media packets while the
+// Conn holds them, to send them in one (UDP_SEGMENT where the kernel has that). One goroutine may read at a time.
+type socket struct {
+	*net.UDPConn
+	conn *Conn
+
+	batch batch // what comes in
+
+	mu    sync.Mutex
+	queue queue // what goes out
+}
+
+// ReadFromAddrPort implements ice.AddrPortReaderWriter.
+func (s *socket) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
+	return s.batch.read(s, b)
+}
+
+// WriteToAddrPort implements ice.AddrPortReaderWriter. Errors of packets that are held go unseen: they are lost packets.
+func (s *socket) WriteToAddrPort(b []byte, addr netip.AddrPort) (int, error) {
+	if s.conn.holds.Load() > 0 && isRTP(b) {
+		s.mu.Lock()
+		queued := s.queue.add(&s.batch, b, addr)
+		s.mu.Unlock()
+		if queued {
+			return len(b), nil
+		}
+	}
+	return s.WriteToUDPAddrPort(b, addr)
+}
+
+// flush sends what is held.
+func (s *socket) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.queue.flush(&s.batch)
+}
+
+// Close implements net.Conn.
+func (s *socket) Close() error {
+	s.conn.changeSockets(func(sockets []*socket) []*socket {
+		return slices.DeleteFunc(sockets, func(other *socket) bool { return other == s })
+	})
+	return s.UDPConn.Close()
+}
+
+// isRTP tells RTP from STUN, DTLS and RTCP (RFC 7983, section 7, and RFC 5761, section 4).
+func isRTP(b []byte) bool {
+	if len(b) < 12 || b[0]>>6 != 2 {
+		return false
+	}
+	kind := b[1] & 0x7f
+	return kind < 64 || kind > 95
+}

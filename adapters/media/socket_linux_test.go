@@ -1,0 +1,3 @@
+package media
+
+func setWhole(s *socket, whole bool) { s.queue.whole = whole }
