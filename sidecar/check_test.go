@@ -157,7 +157,7 @@ func TestInjectCommand(t *testing.T) {
 			[]string{"-f", good, "-n", "media", "-cluster", "germany", "-image", "example.invalid/s:1", "-set", "SIDESTREAM_GATEWAY_HOLD=7s", "-cpu-limit", "2"},
 			0, "image: example.invalid/s:1", "Deployment media/sfu: injected\nPod media/other: not injected (not_asked)",
 		},
-		"diff":          {[]string{"-f", good, "-diff"}, 0, "+++ Deployment sfu with a sidecar", "injected"},
+		"diff":          {[]string{"-f", good, "-diff"}, 0, "+++ Deployment sfu with a sidecar", "the cluster has no name: CLUSTER"},
 		"refused":       {[]string{"-f", good, "-f", bad}, 1, "nonesuch", "not injected (bad_annotation)"},
 		"hosts":         {[]string{"-f", host}, 0, "hostPort: 18100", "injected"},
 		"no file":       {nil, 2, "", "-f"},

@@ -19,6 +19,9 @@ import (
 // image is the sidecar's, by its version.
 const image = "ghcr.io/sidestream-dev/sidestream:"
 
+// unnamed stands for the cluster's name until somebody tells it.
+const unnamed = "CLUSTER"
+
 type injectFlags struct {
 	files       []string
 	diff        bool
@@ -67,7 +70,7 @@ The settings are the injector's; what it is told in the cluster, tell here.`,
 	flags.StringVar(&f.revision, "revision", "default", "name of the injector, where there are several")
 	flags.BoolVar(&f.native, "native", true, "sidecars are init containers, as from Kubernetes 1.33 on")
 	flags.StringVar(&f.peerSecret, "peer-secret", "sidestream-peer-tls", "Secret that peers prove themselves by")
-	flags.StringVar(&f.cluster, "cluster", "CLUSTER", "name of the cluster")
+	flags.StringVar(&f.cluster, "cluster", unnamed, "name of the cluster")
 	flags.StringArrayVar(&f.settings, "set", nil, "setting of all sidecars, as SIDESTREAM_NAME=VALUE; may be repeated")
 	flags.Int32SliceVar(&f.hostPorts, "host-ports", []int32{18100, 18101},
 		"gateway's and administration's ports in pods on the host's network, which the injector chooses for each workload")
@@ -93,6 +96,9 @@ func (f injectFlags) run(stdin io.Reader, stdout, stderr io.Writer) error {
 			return err
 		}
 		all = append(all, documents...)
+	}
+	if options.Inject.Sidecar.Cluster == unnamed {
+		fmt.Fprintf(stderr, "the cluster has no name: %s stands in its place, until -cluster says it\n", unnamed)
 	}
 	refused := 0
 	for _, d := range all {
