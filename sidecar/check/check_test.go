@@ -664,6 +664,31 @@ func TestJSON(t *testing.T) {
 	}
 }
 
+func TestByAddress(t *testing.T) {
+	for text, want := range map[string]string{
+		"authInternalUsers:\n- user: any\n  ips: ['127.0.0.1']\n": "ips",
+		"- ips:\n  - 10.0.0.0/8\n":                                "ips",
+		"ips:\n  - '::1'":                                         "ips",
+		"{\n  \"ips\": [\"::1\"]\n}":                              "ips",
+		"general: {\n\tadmin_acl = \"127.,192.168.0.\"\n}":        "admin_acl",
+		"\tacl = \"127.\"":                                        "acl",
+		"ips: []\n":                                               "",
+		"ips: [ ]\nother: [1]\n":                                  "",
+		"# ips: ['127.0.0.1']\n":                                  "",
+		"#acl = \"127.\"\n":                                       "",
+		"ips:\n- action: publish\n":                               "",
+		"ships: ['127.0.0.1']\n":                                  "",
+	} {
+		got := ""
+		if m := byAddress.FindStringSubmatch(text); m != nil {
+			got = m[1]
+		}
+		if got != want {
+			t.Errorf("%q: %q, not %q", text, got, want)
+		}
+	}
+}
+
 func TestClock(t *testing.T) {
 	for _, tt := range []struct {
 		asked, answered, shown, want time.Duration

@@ -296,7 +296,7 @@ func names(policy *networkingv1.NetworkPolicy) (all []string) {
 }
 
 // byAddress finds permissions by address in the words of media servers' configurations: ips of MediaMTX, acl of Janus.
-var byAddress = regexp.MustCompile(`(?m)^[ \t]*-?[ \t]*"?(ips|acl|admin_acl)"?[ \t]*[:=][ \t]*("[^"\n]+"|'[^'\n]+'|\[[ \t]*[^\] \t\n][^\]\n]*\]|\n[ \t]*-[ \t]*['"]?[0-9a-f:.]+)`)
+var byAddress = regexp.MustCompile(`(?m)^[ \t]*-?[ \t]*"?(ips|acl|admin_acl)"?[ \t]*[:=][ \t]*("[^"\n]+"|'[^'\n]+'|\[[ \t]*[^\] \t\n][^\]\n]*\]|\n[ \t]*-[ \t]*['"]?[0-9a-fA-F]*[.:][0-9a-fA-F.:/]*['"]?[ \t]*(?:\n|$))`)
 
 // checkAddresses looks into the media servers' environment and ConfigMaps.
 func checkAddresses(ctx context.Context, v *view) finding {
