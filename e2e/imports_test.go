@@ -17,7 +17,7 @@ const module = "github.com/sidestream-dev/sidestream/"
 // packages below too.
 var arrows = map[string][]string{
 	"adapters":             nil,
-	"adapters/media":       {"github.com/pion/", "golang.org/x/sys/"},
+	"adapters/media":       {"github.com/pion/", "golang.org/x/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
 	"adapters/testframes":  {"github.com/pion/"},
