@@ -85,6 +85,9 @@ func (j *joined) run(cluster, name string) *replica {
 		ObjectMeta: metav1.ObjectMeta{Namespace: j.namespace, Name: name, Labels: map[string]string{"app": peerService}},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{{
 			Name: "sidestream", Image: "example.invalid/sidestream:1",
+			Env: []corev1.EnvVar{
+				{Name: "SIDESTREAM_CLUSTER", Value: cluster}, {Name: "SIDESTREAM_PEER_SERVICE", Value: peerService},
+			},
 			Ports: []corev1.ContainerPort{{Name: "sidestream-peer", ContainerPort: peerPort}},
 		}}},
 	}, r.ip)

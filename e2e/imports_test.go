@@ -17,7 +17,7 @@ const module = "github.com/sidestream-dev/sidestream/"
 // packages below too.
 var arrows = map[string][]string{
 	"adapters":             nil,
-	"adapters/media":       {"github.com/pion/", "golang.org/x/sys/"},
+	"adapters/media":       {"github.com/pion/", "golang.org/x/"},
 	"adapters/whip":        {"adapters", "adapters/media", "github.com/pion/"},
 	"adapters/pionsfu":     {"adapters", "adapters/media", "adapters/whip", "github.com/pion/", "github.com/prometheus/", "golang.org/x/"},
 	"adapters/testframes":  {"github.com/pion/"},
@@ -52,22 +52,24 @@ var arrows = map[string][]string{
 	"sidecar/redirect":   {"github.com/google/", "golang.org/x/sys/"},
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
-	"sidecar":            {"adapters/...", "sidecar/...", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/"},
+	"sidecar/check":      {"injector/inject", "k8s.io/", "golang.org/x/"},
+	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/"},
 
-	// The only one that knows Kubernetes.
+	// The only part of a running sidecar that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},
 
 	// The injector knows Kubernetes, but of the sidecar only its settings.
-	"injector/inject": {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
-	"injector/certs":  {"k8s.io/", "github.com/prometheus/"},
-	"injector":        {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
+	"injector/inject":   {"sidecar/config", "k8s.io/", "gomodules.xyz/"},
+	"injector/manifest": {"injector/inject", "k8s.io/", "sigs.k8s.io/", "github.com/pmezard/", "gopkg.in/"},
+	"injector/certs":    {"k8s.io/", "github.com/prometheus/"},
+	"injector":          {"injector/...", "sidecar/config", "sidecar/admin", "k8s.io/", "github.com/caarlos0/", "github.com/prometheus/", "golang.org/x/"},
 
 	"e2e":             {"adapters/...", "sidecar/config", "sidecar/testsource", "e2e/bed", "e2e/player", "github.com/", "k8s.io/"},
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
-	"e2e/inject":      nil, // tests only
 	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
+	"e2e/inject":      nil, // tests only
 	"e2e/image":       {"github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
 	"e2e/soak":        {"adapters", "adapters/media", "adapters/whip", "e2e/player", "sidecar/testsource"},

@@ -209,40 +209,12 @@ func (s settings) options(sidecar config.Config) (inject.Options, error) {
 		}
 		return l
 	}
-	o := inject.Options{
-		Image: s.Image, PullPolicy: s.PullPolicy, PullSecrets: s.PullSecrets, Revision: s.Revision, Sidecar: sidecar,
-		PeerSecret: s.PeerSecret,
+	return inject.Options{
+		Image: s.Image, PullPolicy: s.PullPolicy, PullSecrets: s.PullSecrets, Revision: s.Revision, PeerSecret: s.PeerSecret,
 		Resources: corev1.ResourceRequirements{
 			Requests: list(s.CPURequest, s.MemoryRequest), Limits: list(s.CPULimit, s.MemoryLimit),
 		},
-	}
-	for _, l := range []struct {
-		address string
-		to      *int32
-	}{
-		{sidecar.Gateway.Listen, &o.Ports.Gateway}, {sidecar.Peer.Listen, &o.Ports.Peer}, {sidecar.Admin.Listen, &o.Ports.Admin},
-	} {
-		host, port, err := net.SplitHostPort(l.address)
-		n, errPort := strconv.ParseUint(port, 10, 16)
-		if err != nil || errPort != nil || host != "" || n < 1024 {
-			return o, fmt.Errorf("sidecars are to listen at %q: write a port from 1024 on without a host, such as :18080", l.address)
-		}
-		*l.to = int32(n)
-	}
-	for _, v := range sidecar.Env() {
-		if v.Secret {
-			return o, fmt.Errorf("%s would stand in every pod: put it into a Secret of the pods' namespaces, and name that in %sPEER_SECRET "+
-				"or the pods' annotations", v.Name, prefix)
-		}
-	}
-	probe := sidecar
-	if probe.Peer.Security == config.SharedKey {
-		probe.Peer.KeyFile = "/key" // mounted from PeerSecret
-	}
-	if err := probe.Validate(); err != nil {
-		return o, err
-	}
-	return o, nil
+	}.With(sidecar)
 }
 
 // LogValue shows every setting under its variable's name; none is a secret.

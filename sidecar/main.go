@@ -93,6 +93,8 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		peersCommand(environ, stdout),
 		probeCommand(stdout, stderr),
 		redirectCommand(redirect.Set),
+		injectCommand(os.Stdin, stdout, stderr),
+		checkCommand(stdout),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",
@@ -134,7 +136,7 @@ func newLogger(c config.Log, to io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(to, options))
 }
 
-// longFlags lets flags be written with one dash, as Go programs take them: we have no one-letter flags but -h.
+// longFlags lets flags be written with one dash, as Go programs take them: one-letter flags such as -f stand alone.
 func longFlags(args []string) []string {
 	out := make([]string, len(args))
 	for i, arg := range args {

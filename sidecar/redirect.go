@@ -5,7 +5,6 @@ import (
 	"strconv"
 
 	"github.com/spf13/cobra"
-
 )
 
 // redirectCommand prepares a pod's network, before the sidecar runs.
@@ -30,4 +29,3 @@ func redirectCommand(set func(from, to uint16) error) *cobra.Command {
 		},
 	}
 }
-

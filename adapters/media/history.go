@@ -7,7 +7,7 @@ import (
 
 const (
 	historyTime  = 1200 * time.Millisecond // packets that are older may go
-	historySpare = 64 << 10                // bytes for which it is not worth to let go of anything
+	historySpare = 128 << 10               // bytes for which it is not worth to let go of anything
 )
 
 // History keeps the last packets of one track, in order of arrival, for those who lost them and for those who read

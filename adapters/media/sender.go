@@ -65,7 +65,7 @@ type Sender struct {
 	sending  bool
 	splicing bool
 
-	resent  [guardSlots]resend
+	resent  *[guardSlots]resend // nil: nothing was
 	packet  Packet
 	scratch []byte
 
@@ -404,6 +404,9 @@ func (s *Sender) resend(pairs []rtcp.NackPair) {
 }
 
 func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration) {
+	if s.resent == nil {
+		s.resent = new([guardSlots]resend)
+	}
 	g := &s.resent[seq%guardSlots]
 	if g.seq == seq && !g.at.IsZero() && now.Sub(g.at) < guard {
 		return

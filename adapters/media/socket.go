@@ -10,6 +10,8 @@ import (
 	"github.com/pion/transport/v4/stdnet"
 )
 
+const socketBuffer = 1 << 20
+
 // network is the machine's own, with sockets that take and send packets in batches.
 type network struct {
 	*stdnet.Net
@@ -29,6 +31,8 @@ func (n network) ListenUDP(network string, addr *net.UDPAddr) (transport.UDPConn
 	if err != nil {
 		return u, nil //nolint:nilerr // it works without batches too
 	}
+	// Best effort, the kernel has its own limit: what comes while the reader does not run waits here and nowhere else.
+	_ = u.SetReadBuffer(socketBuffer)
 	s := &socket{UDPConn: u, conn: n.conn}
 	s.batch.init(raw)
 	n.conn.changeSockets(func(sockets []*socket) []*socket { return append(sockets, s) })

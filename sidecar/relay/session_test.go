@@ -285,7 +285,7 @@ func TestSessionOutgrowsHistory(t *testing.T) {
 		shape: relaytest.Shape{Video: webrtc.MimeTypeH264, GOP: time.Hour, BitsPerSecond: 4_000_000},
 		onPost: func(r *http.Request) error {
 			select {
-			case <-time.After(1500 * time.Millisecond): // 680 packets
+			case <-time.After(3500 * time.Millisecond): // 1600 packets, of which a second is kept in any case
 			case <-r.Context().Done():
 			}
 			return nil

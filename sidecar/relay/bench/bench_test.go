@@ -36,7 +36,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %+v", row.Relay, row)
 		}
 	}
-	if result.Ratio <= 0 || result.RatioStreams != 2 || result.Cold.Median <= 0 || result.Warm.Median <= 0 {
+	if result.Floor <= 0 || result.Ratio <= 0 || result.RatioStreams != 2 || result.Cold.Median <= 0 || result.Warm.Median <= 0 {
 		t.Errorf("%+v", result)
 	}
 	text := strings.TrimSpace(result.String())

@@ -40,7 +40,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	duration := flags.Duration("duration", 12*time.Second, "time of measuring per number of streams and relay")
 	starts := flags.Int("starts", 10, "repetitions of the time to first frame")
 	asJSON := flags.Bool("json", false, "print JSON")
-	role := flags.String("role", "", "for the bench itself: be the relay that is measured, \"relay\" or \"loop\"")
+	role := flags.String("role", "", "for the bench itself: be what is measured, \"relay\", \"loop\" or \"floor\"")
 	profile := flags.String("cpuprofile", "", "write a CPU profile of our relay, at the last number of streams, to this file")
 	heap := flags.String("memprofile", "", "write a profile of our relay's memory, at the last number of streams, to this file")
 	if err := flags.Parse(args); err != nil {
@@ -85,12 +85,15 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	if result.Direct, err = measureDirect(ctx, min(*duration, 4*time.Second)); err != nil {
 		return fmt.Errorf("measure the direct path: %w", err)
 	}
+	result.compare(sizes)
+	if result.Floor, err = measureFloor(ctx, result.RatioStreams, min(*duration, 4*time.Second)); err != nil {
+		return fmt.Errorf("measure the floor: %w", err)
+	}
 	if *starts > 0 {
 		if result.Cold, result.Warm, err = measureStarts(ctx, *starts); err != nil {
 			return fmt.Errorf("measure starts: %w", err)
 		}
 	}
-	result.compare(sizes)
 	if *asJSON {
 		encoder := json.NewEncoder(stdout)
 		encoder.SetIndent("", "  ")

@@ -12,6 +12,8 @@ type Result struct {
 	Rows []Row `json:"rows"`
 	// Direct is the one-way time without any relay, which is in each row's latency too.
 	Direct Latency `json:"direct"`
+	// Floor is the CPU time, in seconds per gigabit, of receiving, decrypting, encrypting and sending alone, at RatioStreams.
+	Floor float64 `json:"floorCPUSecondsPerGigabit"`
 	// Cold and Warm are times to the first frame at a viewer.
 	Cold, Warm Starts
 	// Ratio compares the CPU of relay and loop at so many streams.
@@ -78,7 +80,8 @@ warm  median %4.0f ms  p95 %4.0f ms
 `, r.Cold.Count, milliseconds(r.Cold.Median), milliseconds(r.Cold.P95), milliseconds(r.Warm.Median),
 			milliseconds(r.Warm.P95))
 	}
-	fmt.Fprintf(&b, "\nat %d streams:\nrelay/loop CPU ratio %.2f\n", r.RatioStreams, r.Ratio)
+	fmt.Fprintf(&b, "\nat %d streams:\nthe floor (UDP and AES-GCM, packet by packet): %.2f CPU-s/Gbit\nrelay/loop CPU ratio %.2f\n",
+		r.RatioStreams, r.Floor, r.Ratio)
 	return b.String()
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"runtime/metrics"
 	"runtime/pprof"
 	"strconv"
@@ -25,11 +26,15 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 )
 
-// The two relays that are measured.
+// The two relays that are measured, and what cannot be saved.
 const (
 	roleRelay = "relay"
 	roleLoop  = "loop"
+	roleFloor = "floor"
 )
+
+// asSidecar is GOGC of our relay, as "sidestream run" sets it.
+const asSidecar = 25
 
 // command is what the measuring process says to a relay, one JSON value per line; usage is what it answers.
 type command struct {
@@ -41,8 +46,9 @@ type command struct {
 type usage struct {
 	CPU       time.Duration // user and system
 	Allocs    uint64
-	Allocated uint64 // bytes
-	Resident  uint64 // bytes
+	Allocated uint64   // bytes
+	Resident  uint64   // bytes
+	Ports     []uint16 // of the floor
 	Error     string
 }
 
@@ -76,6 +82,8 @@ func serve(ctx context.Context, role, profile, heap string, stdin io.Reader, std
 	carry := carryByRelay
 	if role == roleLoop {
 		carry = carryByLoop
+	} else {
+		debug.SetGCPercent(asSidecar)
 	}
 	decoder, encoder := json.NewDecoder(stdin), json.NewEncoder(stdout)
 	for {
@@ -84,6 +92,13 @@ func serve(ctx context.Context, role, profile, heap string, stdin io.Reader, std
 			return nil // the measuring process has ended, or has done with us
 		}
 		var failure error
+		var ports []uint16
+		if role == roleFloor {
+			if c.Start > 0 {
+				ports, failure = floorServe(ctx, &group, c.Start, c.To)
+			}
+			c.Start = 0
+		}
 		for i := range c.Start {
 			from, to, err := c.endpoints(role + strconv.Itoa(i))
 			if err != nil {
@@ -101,6 +116,7 @@ func serve(ctx context.Context, role, profile, heap string, stdin io.Reader, std
 		if err != nil {
 			return err
 		}
+		answer.Ports = ports
 		if failure != nil {
 			answer.Error = failure.Error()
 		}
