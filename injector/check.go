@@ -92,18 +92,18 @@ func (c *checker) once(ctx context.Context) (string, error) {
 	var found strings.Builder
 	configuration, err := c.webhooks.Get(ctx, c.name, metav1.GetOptions{})
 	if err != nil {
-		return "", fmt.Errorf("webhook.configuration: read %s: %w", c.name, err)
+		return "", fmt.Errorf("webhook: read %s: %w", c.name, err)
 	}
 	if len(configuration.Webhooks) != 1 || configuration.Webhooks[0].ClientConfig.Service == nil {
-		return "", fmt.Errorf("webhook.configuration: %s has %d webhooks, want one that is a Service", c.name, len(configuration.Webhooks))
+		return "", fmt.Errorf("webhook: %s has %d webhooks, want one that is a Service", c.name, len(configuration.Webhooks))
 	}
 	config := configuration.Webhooks[0].ClientConfig
-	fmt.Fprintf(&found, "ok  webhook.configuration  %s\n", c.name)
+	fmt.Fprintf(&found, "ok  webhook             %s\n", c.name)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(config.CABundle) {
-		return "", fmt.Errorf("webhook.authority: %s has no caBundle: what the injector's log says of its certificate is why", c.name)
+		return "", fmt.Errorf("webhook-authority: %s has no caBundle: what the injector's log says of its certificate is why", c.name)
 	}
-	fmt.Fprintln(&found, "ok  webhook.authority      the caBundle is in place")
+	fmt.Fprintln(&found, "ok  webhook-authority   the caBundle is in place")
 
 	host := config.Service.Name + "." + config.Service.Namespace + ".svc"
 	port := "443"
@@ -116,18 +116,18 @@ func (c *checker) once(ctx context.Context) (string, error) {
 	}
 	answer, certificate, err := c.ask(ctx, to.String(), roots)
 	if err != nil {
-		return "", fmt.Errorf("webhook.reachable: %w", err)
+		return "", fmt.Errorf("webhook-reachable: %w", err)
 	}
-	fmt.Fprintf(&found, "ok  webhook.reachable      %s, certificate good until %s\n", to.Host, certificate.NotAfter.UTC().Format(time.RFC3339))
+	fmt.Fprintf(&found, "ok  webhook-reachable   %s, certificate good until %s\n", to.Host, certificate.NotAfter.UTC().Format(time.RFC3339))
 	switch {
 	case !answer.Allowed:
-		return "", fmt.Errorf("webhook.injects: the pod is refused: %s", answer.Result)
+		return "", fmt.Errorf("webhook-injects: the pod is refused: %s", answer.Result)
 	case len(answer.Patch) == 0:
-		return "", fmt.Errorf("webhook.injects: the pod gets no sidecar: %s", strings.Join(answer.Warnings, "; "))
+		return "", fmt.Errorf("webhook-injects: the pod gets no sidecar: %s", strings.Join(answer.Warnings, "; "))
 	case !bytes.Contains(answer.Patch, []byte(inject.StatusAnnotation[len(inject.Domain):])):
-		return "", errors.New("webhook.injects: the answer is of another webhook")
+		return "", errors.New("webhook-injects: the answer is of another webhook")
 	}
-	fmt.Fprintln(&found, "ok  webhook.injects        a pod that asks for a sidecar gets one")
+	fmt.Fprintln(&found, "ok  webhook-injects     a pod that asks for a sidecar gets one")
 	return found.String(), nil
 }
 

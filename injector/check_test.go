@@ -58,9 +58,9 @@ func TestCheck(t *testing.T) {
 		words   string // of the error; "": all is well
 	}{
 		"well":              {bundle, "injector", h.webhook, ""},
-		"no authority yet":  {nil, "injector", h.webhook, "webhook.authority"},
-		"another authority": {strange, "injector", h.webhook, "webhook.reachable"},
-		"another service":   {bundle, "other", h.webhook, "webhook.reachable"},
+		"no authority yet":  {nil, "injector", h.webhook, "webhook-authority"},
+		"another authority": {strange, "injector", h.webhook, "webhook-reachable"},
+		"another service":   {bundle, "other", h.webhook, "webhook-reachable"},
 		"another program":   {bundle, "injector", answer(404, "what?"), "404"},
 		"no answer":         {bundle, "injector", answer(200, "{}"), "no answer"},
 		"no sidecar": {
@@ -111,7 +111,7 @@ func TestCheck(t *testing.T) {
 
 func TestCheckOfNothing(t *testing.T) {
 	c := &checker{webhooks: fake.NewClientset().AdmissionregistrationV1().MutatingWebhookConfigurations(), name: "00-injector"}
-	if _, err := c.once(t.Context()); err == nil || !strings.Contains(err.Error(), "webhook.configuration") {
+	if _, err := c.once(t.Context()); err == nil || !strings.Contains(err.Error(), "webhook: read") {
 		t.Error(err)
 	}
 	if err := run(t.Context(), []string{"check"}, nil, &bytes.Buffer{}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "INJECTOR_WEBHOOK") {
