@@ -94,7 +94,7 @@ func TestCheck(t *testing.T) {
 				},
 			}
 			if tt.words == "" {
-				if err := c.run(t.Context()); err != nil || asked != "injector.sidestream.svc:443" || strings.Count(out.String(), "ok  ") != 4 {
+				if err := c.run(t.Context()); err != nil || asked != "injector.sidestream.svc:443" || strings.Count(out.String(), "\n") != 4 {
 					t.Errorf("%v, asked %s:\n%s", err, asked, out.String())
 				}
 				return
