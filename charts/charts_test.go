@@ -55,8 +55,13 @@ func example(t *testing.T, names ...string) map[string]any {
 // render is what `helm template` shows, by files.
 func render(t *testing.T, values map[string]any) (map[string]string, error) {
 	t.Helper()
+	return renderAs(t, "sidestream", "sidestream-system", values)
+}
+
+func renderAs(t *testing.T, release, namespace string, values map[string]any) (map[string]string, error) {
+	t.Helper()
 	c := load(t)
-	all, err := util.ToRenderValues(c, values, chartcommon.ReleaseOptions{Name: "sidestream", Namespace: "sidestream-system", IsInstall: true}, nil)
+	all, err := util.ToRenderValues(c, values, chartcommon.ReleaseOptions{Name: release, Namespace: namespace, IsInstall: true}, nil)
 	if err != nil {
 		return nil, err
 	}

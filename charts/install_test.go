@@ -19,11 +19,16 @@ import (
 	"helm.sh/helm/v4/pkg/kube"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 
 	"github.com/sidestream-dev/sidestream/e2e/bed"
@@ -128,6 +133,8 @@ func TestInstall(t *testing.T) {
 		t.Fatal("the injector wrote no authority")
 	}
 
+	testRights(t, c, namespace, release, values)
+
 	upgrade := action.NewUpgrade(configuration)
 	upgrade.Namespace, upgrade.WaitStrategy, upgrade.Timeout, upgrade.ServerSideApply = namespace, kube.HookOnlyStrategy, time.Minute, "auto"
 	values["injector"] = map[string]any{"failurePolicy": "Fail", "replicas": 3}
@@ -170,6 +177,79 @@ func TestInstall(t *testing.T) {
 			break
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// testRights gives the pod of helm test the rights that the chart gives it: it may read the one webhook configuration, in which it
+// finds the authority, and nothing else.
+func testRights(t *testing.T, c *bed.Cluster, namespace, release string, values map[string]any) {
+	t.Helper()
+	files, err := renderAs(t, release, namespace, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	api := c.Client()
+	for _, document := range strings.Split(files["sidestream/templates/test.yaml"], "\n---\n") {
+		object, _, err := strict.Decode([]byte(document), nil, nil)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, document)
+		}
+		switch o := object.(type) {
+		case *corev1.ServiceAccount:
+			_, err = api.CoreV1().ServiceAccounts(namespace).Create(t.Context(), o, metav1.CreateOptions{})
+			defer func() {
+				_ = api.CoreV1().ServiceAccounts(namespace).Delete(context.WithoutCancel(t.Context()), o.Name, metav1.DeleteOptions{})
+			}()
+		case *rbacv1.ClusterRole:
+			_, err = api.RbacV1().ClusterRoles().Create(t.Context(), o, metav1.CreateOptions{})
+			defer func() {
+				_ = api.RbacV1().ClusterRoles().Delete(context.WithoutCancel(t.Context()), o.Name, metav1.DeleteOptions{})
+			}()
+		case *rbacv1.ClusterRoleBinding:
+			_, err = api.RbacV1().ClusterRoleBindings().Create(t.Context(), o, metav1.CreateOptions{})
+			defer func() {
+				_ = api.RbacV1().ClusterRoleBindings().Delete(context.WithoutCancel(t.Context()), o.Name, metav1.DeleteOptions{})
+			}()
+		case *corev1.Pod:
+			_, err = api.CoreV1().Pods(namespace).Create(t.Context(), o, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		default:
+			t.Errorf("helm test has a %T", object)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	request, err := api.CoreV1().ServiceAccounts(namespace).CreateToken(t.Context(), release+"-injector-test", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	account := rest.AnonymousClientConfig(c.Config())
+	account.BearerToken = request.Status.Token
+	tester, err := kubernetes.NewForConfig(account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	webhooks := tester.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	deadline := time.Now().Add(20 * time.Second)
+	for { // the API server's authorizer hears of new rights by and by
+		h, err := webhooks.Get(t.Context(), "00-"+release+"-injector", metav1.GetOptions{})
+		if err == nil {
+			if len(h.Webhooks) != 1 || len(h.Webhooks[0].ClientConfig.CABundle) == 0 {
+				t.Error("the test finds no authority")
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if _, err := webhooks.List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the test may read all webhook configurations: %v", err)
+	}
+	if _, err := tester.CoreV1().Secrets(namespace).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the test may read Secrets: %v", err)
 	}
 }
 
