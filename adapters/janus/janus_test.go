@@ -2,6 +2,7 @@ package janus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -101,7 +102,28 @@ func TestAdapter(t *testing.T) {
 				o.config.APISecret = "wrong"
 				h.Denied, _ = run(t, o.config)
 			}
+			if name == "names" { // as most run it
+				h.Server = "Janus " + versionOf(t, server.URL)
+			}
 			adaptertest.Run(t, h)
 		})
 	}
+}
+
+// versionOf is what a Janus says of itself.
+func versionOf(t *testing.T, base string) string {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Get(base + "/info")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var info struct {
+		Version string `json:"version_string"`
+	}
+	if err := json.NewDecoder(response.Body).Decode(&info); err != nil {
+		t.Fatal(err)
+	}
+	return info.Version
 }
