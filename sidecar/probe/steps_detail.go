@@ -110,6 +110,10 @@ func (p *Probe) tryJoin(ctx context.Context, b *publisher, c content) (every tim
 
 // tryRequest sends a viewer's request for a key frame at a moment when the server has just sent one of its own, or none.
 func (p *Probe) tryRequest(ctx context.Context, b *publisher, v *viewer, every time.Duration) {
+	if every > 0 && every < time.Second {
+		p.note("key.request", Skip, "the server asks for key frames all the time, so that a viewer's request cannot be told from its own")
+		return
+	}
 	for range 2 {
 		if every > 0 {
 			now := time.Now()
