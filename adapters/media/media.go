@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/pion/dtls/v3"
@@ -37,6 +38,8 @@ type Transport struct {
 	Net transport.Net
 	// Loopback gathers loopback candidates too.
 	Loopback bool
+	// Filter says which of the machine's addresses are used; nil: all.
+	Filter func(net.IP) bool
 	// AdvertisedIPs take the place of the addresses of host candidates.
 	AdvertisedIPs []string
 	// Logger receives what pion has to say, at debug level; nil discards it.
@@ -55,6 +58,9 @@ func (t Transport) settings() (webrtc.SettingEngine, error) {
 	s.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
 	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4, webrtc.NetworkTypeUDP6})
 	s.SetIncludeLoopbackCandidate(t.Loopback)
+	if t.Filter != nil {
+		s.SetIPFilter(t.Filter)
+	}
 	s.LoggerFactory = loggerFactory{t.Logger}
 	if t.UDPMux != nil {
 		s.SetICEUDPMux(t.UDPMux)
