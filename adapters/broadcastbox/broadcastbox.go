@@ -74,12 +74,9 @@ var (
 
 // New makes an Adapter; it does not speak to the server yet.
 func New(c Config) (*Adapter, error) {
-	base, err := url.Parse(c.BaseURL)
+	base, err := adapters.ParseBase("broadcast box address", c.BaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("broadcast box address: %w", err)
-	}
-	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" {
-		return nil, fmt.Errorf("broadcast box address %q must be like http://host:port", base.Redacted())
+		return nil, err
 	}
 	client := c.HTTP
 	if client == nil {
@@ -88,8 +85,7 @@ func New(c Config) (*Adapter, error) {
 		}}
 	}
 	a := &Adapter{
-		config: c, client: client, asking: make(chan struct{}, 1), ledger: ledger{},
-		base: url.URL{Scheme: base.Scheme, Host: base.Host, Path: strings.TrimRight(base.Path, "/")},
+		config: c, client: client, asking: make(chan struct{}, 1), ledger: ledger{}, base: base,
 	}
 	a.asking <- struct{}{}
 	return a, nil

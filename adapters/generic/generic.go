@@ -79,15 +79,11 @@ var (
 
 // New makes an Adapter; it does not speak to the server yet.
 func New(c Config) (*Adapter, error) {
-	base, err := url.Parse(c.BaseURL)
+	base, err := adapters.ParseBase("server's address", c.BaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("server's address: %w", err)
+		return nil, err
 	}
-	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil || base.RawQuery != "" {
-		return nil, fmt.Errorf("server's address %q must be like http://host:port", base.Redacted())
-	}
-	base.Path, base.RawPath = strings.TrimRight(base.Path, "/"), ""
-	a := &Adapter{config: c, base: *base, client: c.HTTP}
+	a := &Adapter{config: c, base: base, client: c.HTTP}
 	if c.Publish == "" && c.Play == "" {
 		return nil, errors.New("neither a path to publish nor one to play is given")
 	}

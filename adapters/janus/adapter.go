@@ -88,7 +88,7 @@ var (
 // New makes an Adapter and opens the façade's port on loopback, which nobody serves before Run. The caller closes it where
 // it does not run it.
 func New(c Config) (*Adapter, error) {
-	base, err := address("janus address", c.BaseURL)
+	base, err := adapters.ParseBase("janus address", c.BaseURL)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func New(c Config) (*Adapter, error) {
 	owner := sha256.Sum256([]byte(c.Owner)) // participants see it
 	a := &Adapter{
 		config: c, base: url.URL{Scheme: base.Scheme, Host: base.Host}, logger: c.Logger, inside: nonce(), outside: nonce(),
-		client: &client{base: base, http: c.HTTP, fields: params{}},
+		client: &client{base: &base, http: c.HTTP, fields: params{}},
 	}
 	for name, value := range map[string]string{"apisecret": c.APISecret, "token": c.Token} {
 		if value != "" {
@@ -127,14 +127,14 @@ func New(c Config) (*Adapter, error) {
 	}
 	var admin *client
 	if c.AdminURL != "" {
-		at, err := address("janus administration's address", c.AdminURL)
+		at, err := adapters.ParseBase("janus administration's address", c.AdminURL)
 		if err != nil {
 			return nil, err
 		}
 		if at.Path == "" {
 			at.Path = "/admin"
 		}
-		admin = &client{base: at, http: c.HTTP, fields: params{"admin_secret": c.AdminSecret}}
+		admin = &client{base: &at, http: c.HTTP, fields: params{"admin_secret": c.AdminSecret}}
 	}
 	a.link = &link{client: a.client, logger: c.Logger}
 	a.inventory = newInventory(admin, c.Logger)
@@ -146,18 +146,6 @@ func New(c Config) (*Adapter, error) {
 	}
 	a.address = a.listener.Addr().String()
 	return a, nil
-}
-
-func address(what, text string) (*url.URL, error) {
-	u, err := url.Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-		return nil, fmt.Errorf("%s %q: must be like http://host:port/path", what, u.Redacted())
-	}
-	u.Path, u.RawPath, u.Fragment = strings.TrimRight(u.Path, "/"), "", ""
-	return u, nil
 }
 
 // Close frees the port of an Adapter that was not run. After Run it does nothing.

@@ -3,6 +3,7 @@ package media
 import (
 	"encoding/binary"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/pion/rtp"
@@ -88,6 +89,11 @@ func restore(raw []byte, ssrc uint32, payloadType uint8) ([]byte, bool) {
 type SenderReport struct {
 	NTP uint64
 	RTP uint32
+}
+
+// At is the RTP timestamp at a moment of the source's wall clock.
+func (r SenderReport) At(ntp uint64, clockRate uint32) uint32 {
+	return r.RTP + uint32(int64(math.Round(float64(int64(ntp-r.NTP))/(1<<32)*float64(clockRate))))
 }
 
 // Sink takes what arrives on one track. Calls for one track come one at a time, those of Packet in order of arrival.

@@ -73,14 +73,14 @@ var (
 
 // New makes an Adapter; it does not speak to the server yet.
 func New(c Config) (*Adapter, error) {
-	base, err := address(c.BaseURL)
+	base, err := adapters.ParseBase("mediamtx address", c.BaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("mediamtx address: %w", err)
+		return nil, err
 	}
 	api := url.URL{Scheme: "http", Host: net.JoinHostPort(base.Hostname(), APIPort)}
 	if c.APIURL != "" {
-		if api, err = address(c.APIURL); err != nil {
-			return nil, fmt.Errorf("mediamtx control API address: %w", err)
+		if api, err = adapters.ParseBase("mediamtx control API address", c.APIURL); err != nil {
+			return nil, err
 		}
 	}
 	client := c.HTTP
@@ -90,17 +90,6 @@ func New(c Config) (*Adapter, error) {
 		}}
 	}
 	return &Adapter{config: c, base: base, api: api, client: client}, nil
-}
-
-func address(s string) (url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil {
-		return url.URL{}, err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return url.URL{}, fmt.Errorf("%q must be like http://host:port", u.Redacted())
-	}
-	return url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.TrimRight(u.Path, "/")}, nil
 }
 
 // Name implements adapters.Adapter.

@@ -58,14 +58,10 @@ var codecs = []string{
 
 // NewAdapter makes an Adapter; it does not speak to the server yet.
 func NewAdapter(c AdapterConfig) (*Adapter, error) {
-	base, err := url.Parse(c.BaseURL)
+	base, err := adapters.ParseBase("pionsfu address", c.BaseURL)
 	if err != nil {
-		return nil, fmt.Errorf("pionsfu address: %w", err)
+		return nil, err
 	}
-	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("pionsfu address %q: must be like http://host:port", c.BaseURL)
-	}
-	base.Path, base.RawPath = strings.TrimRight(base.Path, "/"), ""
 	for _, token := range []string{c.PublishToken, c.PlayToken} {
 		if c.APIToken == "" {
 			c.APIToken = token
@@ -79,7 +75,7 @@ func NewAdapter(c AdapterConfig) (*Adapter, error) {
 			ResponseHeaderTimeout: requestTime, IdleConnTimeout: time.Minute, DisableCompression: true, ForceAttemptHTTP2: true,
 		}}
 	}
-	return &Adapter{config: c, base: *base, client: client}, nil
+	return &Adapter{config: c, base: base, client: client}, nil
 }
 
 // Name implements adapters.Adapter.

@@ -93,11 +93,6 @@ type edge struct {
 	ok        bool
 }
 
-// timestampAt is a layer's timestamp at a moment of the publisher's clock.
-func timestampAt(r *media.SenderReport, ntp uint64, clockRate uint32) uint32 {
-	return r.RTP + uint32(int64(math.Round(float64(int64(ntp-r.NTP))/(1<<32)*float64(clockRate))))
-}
-
 // follow says how a layer whose key frame is next goes on behind the edge of another: timestamps by what the publisher says of
 // both layers' clocks, else by the time of arrival; behind what has gone out in any case. had and has are the last sender
 // reports of the one and the other, shift is how the one went out.
@@ -106,7 +101,7 @@ func (e edge) follow(
 ) media.Shift {
 	var s media.Shift
 	if had != nil && has != nil {
-		s.Timestamp = timestampAt(had, has.NTP, clockRate) + shift.Timestamp - has.RTP
+		s.Timestamp = had.At(has.NTP, clockRate) + shift.Timestamp - has.RTP
 	} else {
 		passed := next.Arrival.Sub(e.arrival)
 		s.Timestamp = e.timestamp + uint32(int64(passed.Seconds()*float64(clockRate))) - next.Header.Timestamp

@@ -260,7 +260,7 @@ type clock struct {
 
 // timestampAt is the timestamp at a moment of the source's time.
 func (c clock) timestampAt(ntp uint64) uint32 {
-	return c.timestamp + uint32(int64(math.Round(float64(int64(ntp-c.ntp))/(1<<32)*float64(c.clockRate))))
+	return media.SenderReport{NTP: c.ntp, RTP: c.timestamp}.At(ntp, c.clockRate)
 }
 
 // ntpAt is the source's time at a timestamp.
