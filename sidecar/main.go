@@ -54,9 +54,9 @@ func exitCode(err error) int {
 	return 1
 }
 
-// gcPercent is a sidecar's GOGC where its environment has none. It is a guest in the pod: a quarter of Go's usual garbage saves
+// gcPercent is a sidecar's GOGC where its environment has none. It is a guest in the pod: a seventh of Go's usual garbage saves
 // megabytes, and `make bench` and `make bench-mesh` see next to no CPU time that it costs.
-const gcPercent = 25
+const gcPercent = 15
 
 // run is the program, without the process around it. It blocks until the command is done or ctx ends, which is no error.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {

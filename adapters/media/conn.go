@@ -13,7 +13,6 @@ import (
 	"github.com/pion/interceptor/pkg/twcc"
 	"github.com/pion/rtcp"
 	"github.com/pion/sdp/v3"
-	"github.com/pion/transport/v4/stdnet"
 	"github.com/pion/webrtc/v4"
 )
 
@@ -80,7 +79,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	t := c.transport
 	own := t.Net == nil && t.UDPMux == nil
 	if own {
-		machine, err := stdnet.NewNet()
+		machine, err := addresses.get()
 		if err != nil {
 			return nil, fmt.Errorf("list the machine's addresses: %w", err)
 		}

@@ -16,7 +16,7 @@ func (h *History) expireLocked(now time.Time) {
 	for h.first < h.next {
 		oldest := h.slotLocked(h.first + 1)
 		full := h.next-h.first == uint64(len(h.slots))
-		young := now.Sub(oldest.arrival) < h.keep
+		young := now.Sub(h.zero)-oldest.arrival < h.keep
 		if full && young && len(h.slots) < h.most {
 			h.growLocked()
 			return
@@ -26,10 +26,7 @@ func (h *History) expireLocked(now time.Time) {
 		if wanted && !full {
 			return
 		}
-		h.size -= len(oldest.raw)
-		h.spare = append(h.spare, oldest.raw)
-		oldest.raw = nil
-		h.first++
+		h.dropLocked()
 	}
 }
 

@@ -14,12 +14,14 @@ const (
 // behind. One writer and many readers may use it at a time.
 type History struct {
 	mu    sync.RWMutex
-	slots []slot   // a ring: position p is in slots[p % len]
-	first uint64   // position of the oldest packet kept
-	next  uint64   // position of the packet to come
-	size  int      // bytes kept
-	spare [][]byte // buffers of packets that were let go
-	index []uint64 // by sequence number modulo its length: position + 1, 0 for none
+	slots []slot    // a ring: position p is in slots[p % len]
+	first uint64    // position of the oldest packet kept
+	next  uint64    // position of the packet to come
+	size  int       // bytes kept
+	open  *chunk    // that takes the next packet, up to full
+	full  uint32    // bytes of it in use
+	zero  time.Time // that the slots count arrivals from
+	index []uint64  // by sequence number modulo its length: position + 1, 0 for none
 
 	newest   uint16 // sequence number
 	frame    uint64 // position of the first packet with the timestamp of that
@@ -32,14 +34,26 @@ type History struct {
 	most int
 }
 
+// slot is one packet kept. There are hundreds for each stream, so it is small.
 type slot struct {
-	raw       []byte
-	seq       uint16
+	in        *chunk
+	arrival   time.Duration // since zero
+	from, to  uint32        // bytes of the chunk
 	stamp     uint32
-	arrival   time.Time
+	seq       uint16
 	recovered bool
 	keyFrame  bool
 }
+
+func (s *slot) raw() []byte { return s.in.bytes[s.from:s.to] }
+
+// chunk has the bytes of packets that came one after another, so that a packet takes no more memory than it has bytes.
+type chunk struct{ bytes []byte }
+
+const chunkSize = 8 << 10
+
+// chunks are those that nobody uses now: a track that lets go of a group of pictures lends its memory to the others.
+var chunks = sync.Pool{New: func() any { return &chunk{bytes: make([]byte, chunkSize)} }}
 
 // NewHistory makes a history of the given number of packets, rounded up to a power of two: of those, it keeps what came in the
 // last second at least, and from the newest key frame on. Memory is taken as packets come.
@@ -59,15 +73,12 @@ func (h *History) Add(p *Packet) (position uint64) {
 	position = h.next
 	h.next++
 	s := &h.slots[position%uint64(len(h.slots))]
-	var buffer []byte
-	if n := len(h.spare); n > 0 {
-		buffer, h.spare[n-1] = h.spare[n-1][:0], nil
-		h.spare = h.spare[:n-1]
+	h.storeLocked(s, p.raw)
+	if h.zero.IsZero() {
+		h.zero = p.Arrival
 	}
-	s.raw = append(buffer, p.raw...)
-	h.size += len(s.raw)
 	s.seq, s.stamp = p.Header.SequenceNumber, p.Header.Timestamp
-	s.arrival, s.recovered, s.keyFrame = p.Arrival, p.Recovered, p.KeyFrame
+	s.arrival, s.recovered, s.keyFrame = p.Arrival.Sub(h.zero), p.Recovered, p.KeyFrame
 	// What comes late begins neither a frame nor a key frame newer than the one there is. A number far back is a new source.
 	delta := int16(s.seq - h.newest)
 	late := position > 0 && delta <= 0 && delta > -seenWindow
@@ -85,6 +96,46 @@ func (h *History) Add(p *Packet) (position uint64) {
 		h.keyStamp, h.keySeq, h.keyFrame = s.stamp, s.seq, h.beginLocked(position)+1
 	}
 	return position
+}
+
+// storeLocked copies a packet's bytes into the open chunk, or where that has no room, into a new one.
+func (h *History) storeLocked(s *slot, raw []byte) {
+	n := uint32(len(raw))
+	if h.open == nil || h.full+n > uint32(len(h.open.bytes)) {
+		if h.first == h.next-1 { // nothing else is kept, in that chunk neither
+			h.open.free()
+		}
+		h.full = 0
+		if n > chunkSize {
+			h.open = &chunk{bytes: make([]byte, n)}
+		} else {
+			h.open = chunks.Get().(*chunk)
+		}
+	}
+	s.in, s.from, s.to = h.open, h.full, h.full+n
+	h.full += n
+	h.size += copy(s.raw(), raw)
+}
+
+// free is called by whoever had the chunk for himself.
+func (c *chunk) free() {
+	if c != nil && len(c.bytes) == chunkSize {
+		chunks.Put(c)
+	}
+}
+
+// dropLocked lets go of the oldest packet, and of its chunk when that was the last in it.
+func (h *History) dropLocked() {
+	s := h.slotLocked(h.first + 1)
+	h.size -= int(s.to - s.from)
+	h.first++
+	switch {
+	case h.first == h.next: // the next packet may have the whole chunk
+		h.full = 0
+	case h.slotLocked(h.first+1).in != s.in:
+		s.in.free()
+	}
+	s.in = nil
 }
 
 // keptLocked says whether a position + 1 that was noted is still in the ring.
@@ -149,10 +200,16 @@ func (h *History) At(position uint64, p *Packet) Reading {
 		return Overrun
 	}
 	s := &h.slots[position%uint64(len(h.slots))]
-	if p.copyFrom(s.raw, s) != nil {
+	if h.copyLocked(p, s) != nil {
 		return Overrun // cannot be: it was parsed before it was stored
 	}
 	return Read
+}
+
+// copyLocked makes p its own copy of a stored packet.
+func (h *History) copyLocked(p *Packet, s *slot) error {
+	p.Arrival, p.Recovered, p.KeyFrame = h.zero.Add(s.arrival), s.recovered, s.keyFrame
+	return p.parse(append(p.raw[:0], s.raw()...))
 }
 
 // Sequence copies the newest packet of a sequence number into p, which keeps the buffer for the next call, and says
@@ -165,7 +222,7 @@ func (h *History) Sequence(seq uint16, p *Packet) bool {
 		return false
 	}
 	s := h.slotLocked(noted)
-	return s.seq == seq && p.copyFrom(s.raw, s) == nil
+	return s.seq == seq && h.copyLocked(p, s) == nil
 }
 
 // Has says whether a packet of the sequence number is still kept.
@@ -189,7 +246,7 @@ func (h *History) All(packets []Packet) (all []Packet, head uint64) {
 			all = append(all, Packet{})
 		}
 		s := &h.slots[position%uint64(len(h.slots))]
-		if all[len(all)-1].copyFrom(s.raw, s) != nil {
+		if h.copyLocked(&all[len(all)-1], s) != nil {
 			all = all[:len(all)-1] // cannot be: it was parsed before it was stored
 		}
 	}

@@ -1,6 +1,7 @@
 package media
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -46,18 +47,10 @@ func (p *Packet) parse(raw []byte) error {
 	return nil
 }
 
-// copyFrom makes p its own copy of a stored packet, in p's own buffer.
-func (p *Packet) copyFrom(raw []byte, s *slot) error {
-	p.raw = append(p.raw[:0], raw...)
-	p.Arrival, p.Recovered, p.KeyFrame = s.arrival, s.recovered, s.keyFrame
-	return p.parse(p.raw)
-}
-
 // Clone makes a copy of a packet that came in, in memory of its own.
 func (p *Packet) Clone() *Packet {
-	c := &Packet{}
-	// It was parsed before.
-	_ = c.copyFrom(p.raw, &slot{arrival: p.Arrival, recovered: p.Recovered, keyFrame: p.KeyFrame})
+	c := &Packet{Arrival: p.Arrival, Recovered: p.Recovered, KeyFrame: p.KeyFrame}
+	_ = c.parse(bytes.Clone(p.raw)) // it was parsed before
 	return c
 }
 

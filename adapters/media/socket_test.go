@@ -2,6 +2,7 @@ package media
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -156,7 +157,7 @@ type counter chan struct{}
 func (c counter) Packet(*Packet)            { c <- struct{}{} }
 func (c counter) SenderReport(SenderReport) {}
 
-// What is let go of after its time is made use of again, and a stream of many packets is kept as long as one of few.
+// What is old is let go of, and a stream of many packets is kept as long as one of few.
 func TestHistoryKeepsBySeconds(t *testing.T) {
 	for _, perSecond := range []int{50, 300, 3000} {
 		h := NewHistory(512)
@@ -178,11 +179,57 @@ func TestHistoryKeepsBySeconds(t *testing.T) {
 		if perSecond > 50 && h.Has(uint16(n-2*perSecond)) {
 			t.Errorf("%d packets/s: one of two seconds ago is kept", perSecond)
 		}
-		if got := int(h.next - h.first + uint64(len(h.spare))); got > 3*perSecond/2+64 {
-			t.Errorf("%d packets/s: %d buffers", perSecond, got)
+		if got := int(h.next - h.first); got > 3*perSecond/2+64 {
+			t.Errorf("%d packets/s: %d kept", perSecond, got)
 		}
 		if position, ok := h.KeyFrame(); !ok || position != uint64(n-perSecond) {
 			t.Errorf("%d packets/s: key frame at %d, %t", perSecond, position, ok)
+		}
+	}
+}
+
+// Histories lend each other memory: each still has its own packets, whatever their size, and no more memory than it needs.
+func TestHistoryMemory(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	const most = 64
+	histories := []*History{NewHistory(most), NewHistory(most), NewHistory(most)}
+	for i := range 20_000 {
+		h := histories[random.IntN(len(histories))]
+		size := random.IntN(1200)
+		if random.IntN(200) == 0 {
+			size = random.IntN(4 * chunkSize)
+		}
+		p, err := NewPacket(rtp.Header{Version: 2, SequenceNumber: uint16(h.next), SSRC: uint32(i)},
+			bytes.Repeat([]byte{byte(i)}, size))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Arrival = time.Unix(1000, 0).Add(time.Duration(i) * time.Millisecond)
+		h.Add(p)
+	}
+	for _, h := range histories {
+		all, _ := h.All(nil)
+		if len(all) != most {
+			t.Fatalf("%d packets", len(all))
+		}
+		size, in := 0, map[*chunk]bool{}
+		for i, p := range all {
+			if rest := bytes.Trim(p.Payload, string([]byte{byte(p.Header.SSRC)})); len(rest) > 0 {
+				t.Fatalf("packet %d holds bytes of another", i)
+			}
+			size += len(p.raw)
+			s := h.slotLocked(h.first + uint64(i) + 1)
+			in[s.in] = true
+		}
+		if size != h.size {
+			t.Errorf("%d bytes counted, %d kept", h.size, size)
+		}
+		taken := 0
+		for c := range in {
+			taken += len(c.bytes)
+		}
+		if taken > size*5/4+2*chunkSize {
+			t.Errorf("%d bytes taken for %d", taken, size)
 		}
 	}
 }

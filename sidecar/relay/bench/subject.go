@@ -35,7 +35,7 @@ const (
 )
 
 // asSidecar is GOGC of our relay, as "sidestream run" sets it.
-const asSidecar = 25
+const asSidecar = 15
 
 // command is what the measuring process says to a relay, one JSON value per line; usage is what it answers.
 type command struct {
