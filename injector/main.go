@@ -179,14 +179,15 @@ func newProgram(s settings, o inject.Options, client kubernetes.Interface, logge
 		})
 	}
 	p.events = newEvents(client.CoreV1(), logger)
+	ports := &hostPorts{
+		maps: client.CoreV1().ConfigMaps(s.Namespace), name: s.HostPortsConfigMap, first: s.HostPorts.First, last: s.HostPorts.Last,
+		logger: logger,
+	}
 	p.webhook = &webhook{
-		options: o, namespaces: newNamespaces(client.CoreV1().Namespaces()),
-		ports: &hostPorts{
-			maps: client.CoreV1().ConfigMaps(s.Namespace), name: s.HostPortsConfigMap, first: s.HostPorts.First, last: s.HostPorts.Last,
-		},
+		options: o, namespaces: newNamespaces(client.CoreV1()), policies: newPolicies(client.NetworkingV1()), ports: ports,
 		events: p.events, metrics: newMetrics(p.registry), logger: logger,
 	}
-	p.missed = newMissed(client.CoreV1(), p.events, p.registry, logger)
+	p.missed = newMissed(client.CoreV1(), p.events, ports, p.registry, logger)
 	return p, nil
 }
 

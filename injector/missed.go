@@ -23,6 +23,7 @@ const (
 type missed struct {
 	pods   typedcorev1.PodsGetter
 	events *events
+	ports  *hostPorts // hears which workloads have pods
 	logger *slog.Logger
 
 	found  prometheus.Gauge
@@ -30,9 +31,11 @@ type missed struct {
 	last   int
 }
 
-func newMissed(pods typedcorev1.PodsGetter, e *events, r prometheus.Registerer, logger *slog.Logger) *missed {
+func newMissed(
+	pods typedcorev1.PodsGetter, e *events, ports *hostPorts, r prometheus.Registerer, logger *slog.Logger,
+) *missed {
 	m := &missed{
-		pods: pods, events: e, logger: logger,
+		pods: pods, events: e, ports: ports, logger: logger,
 		found: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sidestream_injector_missed_pods", Help: "Pods that ask for a sidecar and have none.",
 		}),
@@ -65,6 +68,7 @@ func (m *missed) look(ctx context.Context) error {
 	defer cancel()
 	options := metav1.ListOptions{LabelSelector: inject.Label + "=true", Limit: podPage}
 	n := 0
+	workloads := map[string]bool{}
 	for {
 		page, err := m.pods.Pods(metav1.NamespaceAll).List(ctx, options)
 		if err != nil {
@@ -73,6 +77,9 @@ func (m *missed) look(ctx context.Context) error {
 		for i := range page.Items {
 			pod := &page.Items[i]
 			done := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || pod.DeletionTimestamp != nil
+			if pod.Spec.HostNetwork {
+				workloads[workload(pod.Namespace, pod)] = true
+			}
 			if done || !inject.Missed(pod) {
 				continue
 			}
@@ -87,6 +94,7 @@ func (m *missed) look(ctx context.Context) error {
 		}
 	}
 	m.found.Set(float64(n))
+	m.ports.seen(workloads, time.Now())
 	if n != m.last {
 		m.logger.Info("pods that ask for a sidecar and have none", "pods", n)
 		m.last = n

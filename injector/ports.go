@@ -6,8 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,12 +24,15 @@ import (
 const (
 	// block is how many ports a workload has.
 	block = 2
+	// abandoned is for how long no pod of a workload was seen when others may take its ports. They do when all are set aside.
+	abandoned = time.Hour
 	// portConflicts is how often in a row others may be faster.
 	portConflicts = 10
 )
 
 // hostPorts sets ports aside for the sidecars of workloads on the hosts' networks, in a ConfigMap: a line a workload, with the
-// first port of its block. A person may change lines, and take out those of workloads that are gone.
+// first port of its block. A person may change lines. A workload whose pods are gone for long keeps its block until no other is
+// free.
 type hostPorts struct {
 	maps interface {
 		Get(ctx context.Context, name string, o metav1.GetOptions) (*corev1.ConfigMap, error)
@@ -32,6 +40,32 @@ type hostPorts struct {
 	}
 	name        string
 	first, last int32
+	logger      *slog.Logger
+
+	mu    sync.Mutex
+	began time.Time            // of looking for pods
+	alive map[string]time.Time // when a workload's pods were there last
+}
+
+// seen is told of all workloads that have pods on the hosts' networks, again and again.
+func (h *hostPorts) seen(workloads map[string]bool, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.alive == nil {
+		h.alive, h.began = map[string]time.Time{}, now
+	}
+	for w := range workloads {
+		h.alive[w] = now
+	}
+	maps.DeleteFunc(h.alive, func(_ string, last time.Time) bool { return now.Sub(last) > abandoned })
+}
+
+// gone says that pods of a workload were looked for, and none was there for long.
+func (h *hostPorts) gone(workload string, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, alive := h.alive[workload]
+	return h.alive != nil && now.Sub(h.began) > abandoned && !alive
 }
 
 // of returns a workload's ports, and sets some aside where it has none. Dry, it says which ones those would be.
@@ -41,7 +75,11 @@ func (h *hostPorts) of(ctx context.Context, workload string, dry bool) (inject.H
 		if err != nil {
 			return inject.HostPorts{}, fmt.Errorf("read ConfigMap %s: %w", h.name, err)
 		}
+		m = m.DeepCopy()
 		first, known, err := h.choose(m.Data, workload)
+		if errors.Is(err, errNoPorts) && h.free(m.Data, workload) {
+			first, known, err = h.choose(m.Data, workload)
+		}
 		if err != nil {
 			return inject.HostPorts{}, err
 		}
@@ -49,7 +87,6 @@ func (h *hostPorts) of(ctx context.Context, workload string, dry bool) (inject.H
 		if known || dry {
 			return ports, nil
 		}
-		m = m.DeepCopy()
 		if m.Data == nil {
 			m.Data = map[string]string{}
 		}
@@ -64,6 +101,23 @@ func (h *hostPorts) of(ctx context.Context, workload string, dry bool) (inject.H
 	}
 	return inject.HostPorts{}, fmt.Errorf("write ConfigMap %s: others write it again and again", h.name)
 }
+
+// free takes out the line of a workload that is gone, the first by its name, in favour of another.
+func (h *hostPorts) free(data map[string]string, heir string) bool {
+	now := time.Now()
+	for _, w := range slices.Sorted(maps.Keys(data)) {
+		n, err := strconv.ParseInt(strings.TrimSpace(data[w]), 10, 32)
+		if err != nil || int32(n)+block <= h.first || int32(n) > h.last || !h.gone(w, now) {
+			continue
+		}
+		h.logger.Info("ports on hosts' networks change hands: no pod of their workload was there for long", "ports", data[w], "from", w, "to", heir)
+		delete(data, w)
+		return true
+	}
+	return false
+}
+
+var errNoPorts = errors.New("all ports for pods on the host's network are set aside")
 
 // choose is the first port of a workload's block: its own, else the lowest that is free.
 func (h *hostPorts) choose(data map[string]string, workload string) (first int32, known bool, err error) {
@@ -91,15 +145,15 @@ next:
 		}
 		return p, false, nil
 	}
-	return 0, false, errors.New("all ports for pods on the host's network are set aside: take the lines of workloads that are gone out of " +
-		"ConfigMap " + h.name + ", or give the injector more by INJECTOR_HOST_PORTS")
+	return 0, false, fmt.Errorf("%w: take the lines of workloads that are gone out of ConfigMap %s, or give the injector more by "+
+		"INJECTOR_HOST_PORTS", errNoPorts, h.name)
 }
 
 // workload names what a pod belongs to, as a key of a ConfigMap: its Deployment for a ReplicaSet's, else its owner, else
 // itself.
 func workload(namespace string, pod *corev1.Pod) string {
 	kind, name := "Pod", pod.Name
-	if name == "" {
+	if pod.GenerateName != "" { // a name comes later
 		name = strings.TrimSuffix(pod.GenerateName, "-")
 	}
 	if owner := metav1.GetControllerOf(pod); owner != nil {

@@ -3,10 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -89,6 +92,58 @@ func TestHostPortsByHand(t *testing.T) {
 	}
 }
 
+// Ports of a workload whose pods have been away for long go to another, but only when there are no others.
+func TestHostPortsOfGoneWorkloads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		deployment := pod(func(p *corev1.Pod) { p.Namespace, p.Name, p.Spec.HostNetwork = "media", "mtx-5d8-x", true })
+		h := newHarness(t, deployment)
+		h.webhook.ports.last = 18105
+		m := newMissed(h.client.CoreV1(), h.events, h.webhook.ports, h.registry, slog.New(slog.DiscardHandler))
+		look := func() {
+			if err := m.look(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		take := func(workload string) int32 {
+			ports, err := h.webhook.ports.of(t.Context(), workload, false)
+			if err != nil && !errors.Is(err, errNoPorts) {
+				t.Error(err)
+			}
+			return ports.Gateway
+		}
+		for workload, want := range map[string]int32{"media.Deployment.mtx": 18100} {
+			if got := take(workload); got != want {
+				t.Errorf("%s has %d", workload, got)
+			}
+		}
+		take("media.Deployment.b")
+		take("media.Deployment.c")
+		if got := take("media.Deployment.d"); got != 0 {
+			t.Errorf("nobody has looked for pods, and ports %d change hands", got)
+		}
+		look()
+		if got := take("media.Deployment.d"); got != 0 {
+			t.Errorf("ports %d change hands at once", got)
+		}
+		for range 4 {
+			time.Sleep(abandoned / 3)
+			look()
+		}
+		if got := take("media.Deployment.b"); got != 18102 {
+			t.Errorf("one that comes back in time has %d", got)
+		}
+		if got := take("media.Deployment.d"); got != 18102 {
+			t.Errorf("d has %d, not those of b, which was away for longest", got)
+		}
+		if got := take("media.Deployment.e"); got != 18102 && got != 18104 {
+			t.Errorf("e has %d", got)
+		}
+		if got := take("media.Deployment.mtx"); got != 18100 {
+			t.Errorf("one with pods lost its ports: %d", got)
+		}
+	})
+}
+
 func TestWorkload(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*corev1.Pod)
@@ -97,8 +152,9 @@ func TestWorkload(t *testing.T) {
 		"Deployment":      {nil, "media.Deployment.mtx"},
 		"ReplicaSet":      {func(p *corev1.Pod) { delete(p.Labels, "pod-template-hash") }, "media.ReplicaSet.mtx-5d8"},
 		"StatefulSet":     {func(p *corev1.Pod) { p.OwnerReferences[0].Kind = "StatefulSet" }, "media.StatefulSet.mtx-5d8"},
-		"bare":            {func(p *corev1.Pod) { p.OwnerReferences, p.Name = nil, "sfu" }, "media.Pod.sfu"},
+		"bare":            {func(p *corev1.Pod) { p.OwnerReferences, p.GenerateName, p.Name = nil, "", "sfu" }, "media.Pod.sfu"},
 		"bare, generated": {func(p *corev1.Pod) { p.OwnerReferences = nil }, "media.Pod.mtx-5d8"},
+		"and named":       {func(p *corev1.Pod) { p.OwnerReferences, p.Name = nil, "mtx-5d8-x" }, "media.Pod.mtx-5d8"},
 		"strange":         {func(p *corev1.Pod) { p.OwnerReferences[0].Kind, p.OwnerReferences[0].Name = "Ä/", "x" }, "media.__.x"},
 	} {
 		if got := workload("media", pod(tt.change)); got != tt.want {

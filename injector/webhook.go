@@ -14,8 +14,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	typednetworkingv1 "k8s.io/client-go/kubernetes/typed/networking/v1"
 
 	"github.com/sidestream-dev/sidestream/injector/inject"
 )
@@ -68,7 +71,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 // says why.
 type webhook struct {
 	options    inject.Options
-	namespaces *namespaces
+	namespaces *recent[*corev1.Namespace]
+	policies   *recent[[]networkingv1.NetworkPolicy]
 	ports      *hostPorts
 	events     *events
 	metrics    *metrics
@@ -174,6 +178,13 @@ func (w *webhook) decide(ctx context.Context, request *admissionv1.AdmissionRequ
 		w.logger.Warn("namespace cannot be read; its labels do not count", "namespace", request.Namespace, "error", err)
 	}
 	options := w.options
+	if options.Native {
+		policies, err := w.policies.get(ctx, request.Namespace)
+		if err != nil {
+			w.logger.Warn("NetworkPolicies cannot be read; the ports that they name do not count", "namespace", request.Namespace, "error", err)
+		}
+		options.PolicyPorts = inject.PortNames(policies, pod.Labels)
+	}
 	after, decision := inject.Mutate(pod, namespace, options)
 	if decision.Reason == inject.NeedsPorts {
 		dry := request.DryRun != nil && *request.DryRun
@@ -207,19 +218,17 @@ func warnings(all ...string) []string {
 	return out
 }
 
-// namespaces remembers what namespaces are, for a moment: a workload's pods come many at a time.
-type namespaces struct {
-	from interface {
-		Get(ctx context.Context, name string, o metav1.GetOptions) (*corev1.Namespace, error)
-	}
+// recent remembers something of each namespace for a moment: a workload's pods come many at a time.
+type recent[T any] struct {
+	ask func(ctx context.Context, namespace string) (T, error)
 
 	mu    sync.Mutex
-	known map[string]known
+	known map[string]answer[T]
 }
 
-type known struct {
-	namespace *corev1.Namespace
-	asked     time.Time
+type answer[T any] struct {
+	value T
+	asked time.Time
 }
 
 const (
@@ -227,36 +236,54 @@ const (
 	maxNamespaces = 1000
 )
 
-func newNamespaces(from interface {
-	Get(ctx context.Context, name string, o metav1.GetOptions) (*corev1.Namespace, error)
-},
-) *namespaces {
-	return &namespaces{from: from, known: map[string]known{}}
+func newRecent[T any](ask func(ctx context.Context, namespace string) (T, error)) *recent[T] {
+	return &recent[T]{ask: ask, known: map[string]answer[T]{}}
 }
 
-// get returns a namespace as it was a moment ago, nil where there is none.
-func (n *namespaces) get(ctx context.Context, name string) (*corev1.Namespace, error) {
-	n.mu.Lock()
-	k, ok := n.known[name]
-	n.mu.Unlock()
-	if ok && time.Since(k.asked) < remembered {
-		return k.namespace, nil
+// get returns it as it was a moment ago. With an error comes what it was before, if that is remembered.
+func (r *recent[T]) get(ctx context.Context, namespace string) (T, error) {
+	r.mu.Lock()
+	old, ok := r.known[namespace]
+	r.mu.Unlock()
+	if ok && time.Since(old.asked) < remembered {
+		return old.value, nil
 	}
-	namespace, err := n.from.Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
+	value, err := r.ask(ctx, namespace)
 	if err != nil {
-		return k.namespace, err // an old one is better than none
+		return old.value, err
 	}
-	namespace = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations,
-	}}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if len(n.known) >= maxNamespaces {
-		clear(n.known)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) >= maxNamespaces {
+		clear(r.known)
 	}
-	n.known[name] = known{namespace, time.Now()}
-	return namespace, nil
+	r.known[namespace] = answer[T]{value, time.Now()}
+	return value, nil
+}
+
+// newNamespaces asks for namespaces, of which the labels and annotations are kept; nil is one that is not there.
+func newNamespaces(from typedcorev1.NamespacesGetter) *recent[*corev1.Namespace] {
+	return newRecent(func(ctx context.Context, name string) (*corev1.Namespace, error) {
+		namespace, err := from.Namespaces().Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name: namespace.Name, Labels: namespace.Labels, Annotations: namespace.Annotations,
+		}}, nil
+	})
+}
+
+// newPolicies asks for the NetworkPolicies of namespaces.
+func newPolicies(from typednetworkingv1.NetworkPoliciesGetter) *recent[[]networkingv1.NetworkPolicy] {
+	return newRecent(func(ctx context.Context, namespace string) ([]networkingv1.NetworkPolicy, error) {
+		list, err := from.NetworkPolicies(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		return list.Items, nil
+	})
 }

@@ -20,8 +20,10 @@ import (
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -59,9 +61,9 @@ func newHarness(t *testing.T, objects ...runtime.Object) *harness {
 			Image: "sidestream:1", Revision: "default", Native: true, Sidecar: sidecar,
 			Ports: inject.Ports{Gateway: 18080, Peer: 18443, Admin: 18090},
 		},
-		namespaces: newNamespaces(h.client.CoreV1().Namespaces()),
-		ports:      &hostPorts{maps: h.client.CoreV1().ConfigMaps(own), name: "ports", first: 18100, last: 18103},
-		events:     h.events, metrics: newMetrics(h.registry), logger: logger,
+		namespaces: newNamespaces(h.client.CoreV1()), policies: newPolicies(h.client.NetworkingV1()),
+		ports:  &hostPorts{maps: h.client.CoreV1().ConfigMaps(own), name: "ports", first: 18100, last: 18103, logger: logger},
+		events: h.events, metrics: newMetrics(h.registry), logger: logger,
 	}
 	return h
 }
@@ -111,6 +113,42 @@ func request(t *testing.T, p *corev1.Pod) *admissionv1.AdmissionRequest {
 	return &admissionv1.AdmissionRequest{
 		UID: "review", Resource: metav1.GroupVersionResource{Version: "v1", Resource: "pods"}, Namespace: "media",
 		Operation: admissionv1.Create, Object: runtime.RawExtension{Raw: text},
+	}
+}
+
+// A NetworkPolicy of the pod's namespace that names its port makes the sidecar an ordinary container; one that cannot be read
+// stops nothing.
+func TestNetworkPolicies(t *testing.T) {
+	named := intstr.FromString("http")
+	policy := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "media", Name: "web"},
+		Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
+			Ports: []networkingv1.NetworkPolicyPort{{Port: &named}},
+		}}},
+	}
+	other := policy.DeepCopy()
+	other.Namespace = "elsewhere"
+	for name, tt := range map[string]struct {
+		object runtime.Object
+		fails  bool
+		path   string
+	}{
+		"native":              {other, false, "/spec/initContainers"},
+		"ordinary":            {policy, false, "/spec/containers/1"},
+		"who may not read it": {policy, true, "/spec/initContainers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t, tt.object)
+			if tt.fails {
+				h.client.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) {
+					return true, nil, errors.New("forbidden")
+				})
+			}
+			response := h.ask(request(t, pod(nil)))
+			if !bytes.Contains(response.Patch, []byte(`"path":"`+tt.path)) {
+				t.Errorf("%s", response.Patch)
+			}
+		})
 	}
 }
 
@@ -370,7 +408,7 @@ func TestMissed(t *testing.T) {
 		make("going", func(p *corev1.Pod) { p.DeletionTimestamp = new(metav1.Now()) }),
 		make("never asked", func(p *corev1.Pod) { p.Labels = nil }),
 	)
-	m := newMissed(h.client.CoreV1(), h.events, h.registry, slog.New(slog.DiscardHandler))
+	m := newMissed(h.client.CoreV1(), h.events, h.webhook.ports, h.registry, slog.New(slog.DiscardHandler))
 	for range 2 {
 		if err := m.look(t.Context()); err != nil {
 			t.Fatal(err)

@@ -53,6 +53,9 @@ type Options struct {
 	// Native has the sidecar run as an init container that is restarted always. Named ports of such containers are found
 	// from Kubernetes 1.33 on.
 	Native bool
+	// PolicyPorts are names of ports by which NetworkPolicies let traffic into the pod (PortNames). They are looked up in
+	// ordinary containers alone, so that a sidecar which would take over such a name is one.
+	PolicyPorts []string
 	// Sidecar is what all sidecars are told, but for secrets; annotations add to it.
 	Sidecar config.Config
 	// Ports are those of sidecars. The peers' is the same in all pods of a cluster, whatever their network: where another
@@ -214,7 +217,7 @@ func (m *mutation) warn(format string, args ...any) {
 // run decides everything before it changes anything.
 func (m *mutation) run() *refusal {
 	for _, step := range []func() *refusal{
-		m.readAnnotations, m.findServer, m.checkPod, m.choosePorts, m.chooseCapture, m.configure,
+		m.readAnnotations, m.findServer, m.checkPod, m.choosePorts, m.chooseCapture, m.obeyPolicies, m.configure,
 	} {
 		if err := step(); err != nil {
 			return err

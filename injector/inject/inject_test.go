@@ -429,6 +429,11 @@ func FuzzAnyPod(f *testing.F) {
 			pod.Annotations = map[string]string{}
 		}
 		pod.Annotations[Domain+"adapter"] = "mediamtx"
+		if len(data) > 0 {
+			if way := []way{"", PortName, Redirect, None}[data[0]%4]; way != "" {
+				pod.Annotations[Domain+"capture"] = string(way)
+			}
+		}
 		if len(pod.Spec.Containers) > 0 {
 			pod.Spec.Containers[0].Name = "mediamtx"
 			pod.Annotations[Domain+"container"] = "mediamtx"
@@ -456,7 +461,7 @@ func try(t *testing.T, pod *corev1.Pod, native, host bool) {
 	if host {
 		o.HostPorts = HostPorts{18100, 18101}
 	}
-	after, decision := mutate(t, pod, nil, o)
+	after, decision := mutate(t, pod, &corev1.Namespace{}, o)
 	if decision.Reason != Injected {
 		return
 	}
@@ -606,7 +611,7 @@ func kept(t *testing.T, before, after *corev1.Pod) {
 	}
 }
 
-func isOurs(c corev1.Container) bool { return c.Name == ContainerName }
+func isOurs(c corev1.Container) bool { return c.Name == ContainerName || c.Name == redirectName }
 
 func namedPorts(c *corev1.Container) (ports []*intstr.IntOrString) {
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {

@@ -12,8 +12,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
@@ -263,36 +261,19 @@ func checkPolicies(ctx context.Context, v *view) finding {
 	}
 	var found []string
 	for i := range policies {
-		policy := &policies[i]
-		selector, err := metav1.LabelSelectorAsSelector(&policy.Spec.PodSelector)
-		if err != nil {
-			continue
-		}
 		for _, s := range v.injected {
-			if !s.native || !selector.Matches(labels.Set(s.pod.Labels)) {
+			if !s.native {
 				continue
 			}
-			for _, name := range names(policy) {
+			for _, name := range inject.PortNames(policies[i:i+1], s.pod.Labels) {
 				if slices.ContainsFunc(s.spec.Ports, func(p corev1.ContainerPort) bool { return p.Name == name }) {
-					found = append(found, fmt.Sprintf("NetworkPolicy %s allows port %s, which is the native sidecar's", policy.Name, name))
+					found = append(found, fmt.Sprintf("NetworkPolicy %s allows port %s, which is the native sidecar's", policies[i].Name, name))
 				}
 			}
 		}
 	}
 	found = unique(found)
 	return unless(found, fail("NetworkPolicies name ports that they do not find"), ok("no NetworkPolicy names a port of a native sidecar"))
-}
-
-// names are the port names of a policy's rules for what comes in.
-func names(policy *networkingv1.NetworkPolicy) (all []string) {
-	for _, rule := range policy.Spec.Ingress {
-		for _, p := range rule.Ports {
-			if p.Port != nil && p.Port.Type == intstr.String {
-				all = append(all, p.Port.StrVal)
-			}
-		}
-	}
-	return all
 }
 
 // byAddress finds permissions by address in the words of media servers' configurations: ips of MediaMTX, acl of Janus.
