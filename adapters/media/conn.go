@@ -3,6 +3,8 @@ package media
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -43,6 +45,7 @@ type Conn struct {
 	holds   atomic.Int32              // bursts that keep packets here
 
 	malformed, unknown atomic.Uint64
+	loss               atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
 
 	rttAsked atomic.Int64 // Unix nanoseconds
 	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
@@ -115,6 +118,19 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 		})
 	}
 	return pc, nil
+}
+
+// SetLoss throws away a part of the RTP packets that are sent from now on, retransmissions too, as a bad network would: from 0
+// for none to just below 1. The senders count them as sent.
+func (c *Conn) SetLoss(part float64) { c.loss.Store(uint32(min(max(part, 0)*(1<<32), math.MaxUint32))) }
+
+// Loss is what SetLoss set, to a millionth.
+func (c *Conn) Loss() float64 { return math.Round(float64(c.loss.Load())/(1<<32)*1e6) / 1e6 }
+
+// loses says whether a packet is to be thrown away.
+func (c *Conn) loses() bool {
+	part := c.loss.Load()
+	return part > 0 && rand.Uint32() < part
 }
 
 // Tracks lists what has come in so far.

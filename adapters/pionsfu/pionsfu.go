@@ -7,6 +7,7 @@
 //	PATCH, DELETE /session/{id}   trickle, end; the address is the Location of the 201
 //	POST   /session/{id}/events   subscribe to what happens (WHEP's server-sent events)
 //	POST   /session/{id}/layer    choose a layer of simulcast (WHEP's layer selection)
+//	GET, PUT, PATCH /session/{id}/loss   throw away some of the packets to a viewer, where the settings let it
 //	GET    /api/streams     what is published; with "Accept: application/x-ndjson" a line at every change
 //	GET    /readyz          204 while Run runs
 package pionsfu
@@ -68,6 +69,9 @@ type Config struct {
 	PublishToken, PlayToken, APIToken string
 	// AllowOrigin is the web origin that may call from a browser (CORS). Empty means all.
 	AllowOrigin string
+
+	// SimulatedLoss lets each viewer's client have a part of the packets to it thrown away, to see what loss does.
+	SimulatedLoss bool
 
 	// MaxSessions bounds publishers and viewers together, MaxHalfOpen those of them that have not connected yet; a session
 	// that does not connect within ConnectTimeout is dropped. Zero means the default.

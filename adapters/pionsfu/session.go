@@ -238,6 +238,7 @@ func (s *session) traffic() (t traffic) {
 			t.packetsOut += stats.Packets
 			t.bytesOut += stats.Bytes
 			t.resent += stats.Resent
+			t.dropped += stats.Dropped
 			t.nacksIn += stats.NACKs
 			t.plisIn += stats.KeyFrameRequests
 			t.skips += lane.skips.Load()

@@ -329,6 +329,8 @@ type SFU struct {
 	PlayToken    Secret `env:"PLAY_TOKEN"`
 	// Loopback offers loopback candidates too, for use on one machine.
 	Loopback bool `env:"LOOPBACK"`
+	// SimulatedLoss lets viewers have a part of the packets to them thrown away.
+	SimulatedLoss bool `env:"SIMULATED_LOSS"`
 }
 
 // Log says how much is logged, and how.

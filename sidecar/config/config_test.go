@@ -101,7 +101,7 @@ func full(t *testing.T) Config {
 		Admin:   Admin{Listen: ":2", Profile: true},
 		SFU: SFU{
 			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
-			PublishToken: "p", PlayToken: "q", Loopback: true,
+			PublishToken: "p", PlayToken: "q", Loopback: true, SimulatedLoss: true,
 		},
 		Log: Log{Level: slog.LevelWarn, Format: Text},
 	}
