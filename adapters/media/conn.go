@@ -81,6 +81,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	t := c.transport
 	own := t.Net == nil && t.UDPMux == nil
+	shared := len(t.Ports) > 0 && t.UDPMux != nil
 	if own {
 		machine, err := addresses.get()
 		if err != nil {
@@ -94,7 +95,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	s.BufferFactory = c.tapFor
 	k := &keys{}
-	if own {
+	if own || shared {
 		k.attach(&s)
 	}
 	pc, err := newPeerConnection(config, s, engine, &interceptor.Registry{})
@@ -109,13 +110,21 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	clear(c.tracks)
 	clear(c.senders)
 	c.direct.Store(nil)
-	if own {
+	if own || shared {
 		ice := c.ice
 		pc.SCTP().Transport().OnStateChange(func(state webrtc.DTLSTransportState) {
-			if state == webrtc.DTLSTransportStateConnected {
+			switch state {
+			case webrtc.DTLSTransportStateConnected:
 				c.decide(k, ice)
+			case webrtc.DTLSTransportStateClosed, webrtc.DTLSTransportStateFailed:
+				if d := c.direct.Load(); d != nil {
+					d.move(nil)
+				}
 			}
 		})
+		if shared {
+			ice.OnSelectedCandidatePairChange(func(*webrtc.ICECandidatePair) { c.follow(ice) })
+		}
 	}
 	return pc, nil
 }
@@ -442,10 +451,24 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 
 // flush sends what is held.
 func (c *Conn) flush() {
+	if d := c.direct.Load(); d != nil {
+		d.flush()
+	}
 	if sockets := c.sockets.Load(); sockets != nil {
 		for _, s := range *sockets {
 			s.flush()
 		}
+	}
+}
+
+// Hold lets the connection keep what it is given to send until as many calls of Release have come, where it has the short way,
+// so that it leaves in few system calls. Keep it for no longer than it takes to hand over what there is.
+func (c *Conn) Hold() { c.holds.Add(1) }
+
+// Release ends what Hold began.
+func (c *Conn) Release() {
+	if c.holds.Add(-1) == 0 {
+		c.flush()
 	}
 }
 

@@ -90,7 +90,7 @@ type Server struct {
 	advertised   []netip.Addr
 	access       access
 	logger       *slog.Logger
-	sockets      []*net.UDPConn // nil where Config.Transport brings its own
+	sockets      []*media.Port // nil where Config.Transport brings its own
 	certificates []webrtc.Certificate
 	registry     *registry
 	refused      *prometheus.CounterVec
@@ -189,7 +189,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.sockets != nil {
 		mux := newMux(s.sockets)
 		defer mux.Close() //nolint:errcheck // after the last session there is nobody to tell
-		transport.UDPMux, transport.Loopback = mux, true
+		transport.UDPMux, transport.Ports, transport.Loopback = mux, s.sockets, true
 	}
 	s.transport = transport
 	close(s.started)
@@ -245,13 +245,13 @@ func (s *Server) launch(session *session) error {
 	}
 }
 
-// newMux shares the sockets among all connections. What it has to say is of strangers' packets, one line each: nobody
+// newMux shares the ports among all connections. What it has to say is of strangers' packets, one line each: nobody
 // wants that.
-func newMux(sockets []*net.UDPConn) ice.UDPMux {
+func newMux(ports []*media.Port) ice.UDPMux {
 	silent := (&logging.DefaultLoggerFactory{Writer: io.Discard}).NewLogger("ice")
-	muxes := make([]ice.UDPMux, 0, len(sockets))
-	for _, socket := range sockets {
-		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: patient{socket}, Logger: silent}))
+	muxes := make([]ice.UDPMux, 0, len(ports))
+	for _, port := range ports {
+		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: port, Logger: silent}))
 	}
 	return ice.NewMultiUDPMuxDefault(muxes...)
 }

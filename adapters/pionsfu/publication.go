@@ -158,7 +158,7 @@ func (s *source) Packet(p *media.Packet) {
 	s.last.Store(p.Arrival.UnixNano())
 	s.layer.rate.add(p.Arrival, len(p.Payload))
 	s.layer.history.Add(p)
-	s.layer.feed.publication.wake()
+	p.Later(s.layer.feed.publication)
 }
 
 // SenderReport implements media.Sink.
@@ -167,7 +167,7 @@ func (s *source) SenderReport(r media.SenderReport) {
 		return
 	}
 	s.layer.report.Store(&r)
-	s.layer.feed.publication.wake()
+	s.layer.feed.publication.Wake()
 }
 
 // alive says whether packets of the layer have come lately.
@@ -183,8 +183,8 @@ func (l *layer) RequestKeyFrame() {
 	}
 }
 
-// wake tells every viewer that there is something to read. It never waits for one.
-func (p *publication) wake() {
+// Wake tells every viewer that there is something to read. It never waits for one.
+func (p *publication) Wake() {
 	for _, v := range *p.watching.Load() {
 		v.wake()
 	}

@@ -164,17 +164,9 @@ func (v *viewer) forward(ctx context.Context) error {
 	pace := time.NewTimer(0)
 	defer pace.Stop()
 	for {
-		more := false
-		var due time.Time // of what is held back
-		for _, l := range v.lanes {
-			moved, err := l.pump()
-			if err != nil {
-				return err
-			}
-			more = more || moved
-			if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
-				due = at
-			}
+		more, due, err := v.pump()
+		if err != nil {
+			return err
 		}
 		var idle <-chan struct{}
 		if more {
@@ -199,6 +191,24 @@ func (v *viewer) forward(ctx context.Context) error {
 		case <-paced:
 		}
 	}
+}
+
+// pump sends what there is of every track, up to a batch of each, and says whether there may be more, and when what is held back is
+// due.
+func (v *viewer) pump() (more bool, due time.Time, err error) {
+	v.session.conn.Hold()
+	defer v.session.conn.Release()
+	for _, l := range v.lanes {
+		moved, err := l.pump()
+		if err != nil {
+			return false, due, err
+		}
+		more = more || moved
+		if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
+			due = at
+		}
+	}
+	return more, due, nil
 }
 
 // closed is ready at once.
