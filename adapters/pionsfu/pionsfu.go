@@ -73,6 +73,10 @@ type Config struct {
 	// SimulatedLoss lets each viewer's client have a part of the packets to it thrown away, to see what loss does.
 	SimulatedLoss bool
 
+	// PublisherGrace is how long a publication whose publisher is lost waits for a publisher to come back. Its viewers see the
+	// picture stand still, and then go on. Zero ends it, and their sessions, at once.
+	PublisherGrace time.Duration
+
 	// MaxSessions bounds publishers and viewers together, MaxHalfOpen those of them that have not connected yet; a session
 	// that does not connect within ConnectTimeout is dropped. Zero means the default.
 	MaxSessions, MaxHalfOpen int
