@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean
+.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -48,6 +48,8 @@ bench-mesh: ## what meshes of 50, 100 and 300 nodes cost a sidecar, and how fast
 	@$(GO) run ./sidecar/mesh/bench $(ARGS)
 bench-hop: ## what a viewer sees behind a long path that loses packets: MEDIAMTX_BIN=... for a real MediaMTX too
 	@$(GO) run ./e2e/hop $(ARGS)
+bench-sfu: ## what a viewer of the built-in SFU costs, beside bare pion and, by MEDIAMTX_BIN, MediaMTX: two minutes
+	@$(GO) run ./e2e/sfubench $(ARGS)
 bench-failover: build ## how long a viewer's picture stands still when a node is killed; as root
 	@$(GO) run ./e2e/failover $(ARGS)
 

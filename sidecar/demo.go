@@ -251,6 +251,7 @@ func (d *demo) open(p *demoPlace, port int, state, certificates string) error {
 		*listen = "127.0.0.1:0"
 	}
 	settings.Peer.TLSDir = certificates
+	settings.SFU.SimulatedLoss = true // who watches may play with it
 
 	relays, ports, err := d.mux([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, nil)
 	if err != nil {

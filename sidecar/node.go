@@ -748,7 +748,7 @@ func newSFU(s config.SFU, transport media.Transport, logger *slog.Logger, regist
 	sfu, err := pionsfu.New(pionsfu.Config{
 		UDPAddr: s.MediaListen, AdvertisedIPs: advertised, Transport: transport,
 		PublishToken: string(s.PublishToken), PlayToken: string(s.PlayToken),
-		Logger: logger, Registerer: registerer,
+		SimulatedLoss: s.SimulatedLoss, PublisherGrace: s.PublisherGrace, Logger: logger, Registerer: registerer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the media server: %w", err)

@@ -3,6 +3,8 @@ package media
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -43,6 +45,7 @@ type Conn struct {
 	holds   atomic.Int32              // bursts that keep packets here
 
 	malformed, unknown atomic.Uint64
+	loss               atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
 
 	rttAsked atomic.Int64 // Unix nanoseconds
 	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
@@ -78,6 +81,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	t := c.transport
 	own := t.Net == nil && t.UDPMux == nil
+	shared := len(t.Ports) > 0 && t.UDPMux != nil
 	if own {
 		machine, err := addresses.get()
 		if err != nil {
@@ -91,7 +95,7 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	s.BufferFactory = c.tapFor
 	k := &keys{}
-	if own {
+	if own || shared {
 		k.attach(&s)
 	}
 	pc, err := newPeerConnection(config, s, engine, &interceptor.Registry{})
@@ -106,15 +110,36 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	clear(c.tracks)
 	clear(c.senders)
 	c.direct.Store(nil)
-	if own {
+	if own || shared {
 		ice := c.ice
 		pc.SCTP().Transport().OnStateChange(func(state webrtc.DTLSTransportState) {
-			if state == webrtc.DTLSTransportStateConnected {
+			switch state {
+			case webrtc.DTLSTransportStateConnected:
 				c.decide(k, ice)
+			case webrtc.DTLSTransportStateClosed, webrtc.DTLSTransportStateFailed:
+				if d := c.direct.Load(); d != nil {
+					d.move(nil)
+				}
 			}
 		})
+		if shared {
+			ice.OnSelectedCandidatePairChange(func(*webrtc.ICECandidatePair) { c.follow(ice) })
+		}
 	}
 	return pc, nil
+}
+
+// SetLoss throws away a part of the RTP packets that are sent from now on, retransmissions too, as a bad network would: from 0
+// for none to just below 1. The senders count them as sent.
+func (c *Conn) SetLoss(part float64) { c.loss.Store(uint32(min(max(part, 0)*(1<<32), math.MaxUint32))) }
+
+// Loss is what SetLoss set, to a millionth.
+func (c *Conn) Loss() float64 { return math.Round(float64(c.loss.Load())/(1<<32)*1e6) / 1e6 }
+
+// loses says whether a packet is to be thrown away.
+func (c *Conn) loses() bool {
+	part := c.loss.Load()
+	return part > 0 && rand.Uint32() < part
 }
 
 // Tracks lists what has come in so far.
@@ -426,10 +451,24 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 
 // flush sends what is held.
 func (c *Conn) flush() {
+	if d := c.direct.Load(); d != nil {
+		d.flush()
+	}
 	if sockets := c.sockets.Load(); sockets != nil {
 		for _, s := range *sockets {
 			s.flush()
 		}
+	}
+}
+
+// Hold lets the connection keep what it is given to send until as many calls of Release have come, where it has the short way,
+// so that it leaves in few system calls. Keep it for no longer than it takes to hand over what there is.
+func (c *Conn) Hold() { c.holds.Add(1) }
+
+// Release ends what Hold began.
+func (c *Conn) Release() {
+	if c.holds.Add(-1) == 0 {
+		c.flush()
 	}
 }
 

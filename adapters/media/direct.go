@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
@@ -20,8 +21,8 @@ const maxPacket = 1500
 // has been encrypted, and for good: two contexts with the same keys must not both encrypt. What the short way does not take
 // goes pion's.
 type direct struct {
-	socket *socket
-	remote netip.AddrPort
+	conn *Conn
+	path atomic.Pointer[route] // nil: closed
 
 	// What follows belongs to whoever holds Conn.reading.
 	in      *srtp.Context
@@ -33,29 +34,84 @@ type direct struct {
 	packet rtp.Packet
 	sent   rtp.Header
 	buffer [maxPacket + 100]byte // with room for what encryption adds
+	queue  queue                 // to go out by a Port
+	queued *Port
+
+	moving sync.Mutex // held while the path changes
+}
+
+// route is where packets go and come from.
+type route struct {
+	via interface {
+		opener
+		WriteToAddrPort(b []byte, to netip.AddrPort) (int, error)
+	}
+	remote netip.AddrPort
 }
 
 // decide makes the short way where there can be one. It is called when DTLS is done, and before pion makes its own
 // contexts of the keys.
 func (c *Conn) decide(k *keys, ice *webrtc.ICETransport) {
-	if ice.Role() != webrtc.ICERoleControlling {
-		return // the far end may move to another path, of which only pion would know
+	shared := len(c.transport.Ports) > 0
+	if !shared && ice.Role() != webrtc.ICERoleControlling {
+		return // the far end may move to another path
 	}
-	pair, err := ice.GetSelectedCandidatePair()
-	if err != nil || pair == nil || pair.Local.Protocol != webrtc.ICEProtocolUDP || pair.Remote.Protocol != webrtc.ICEProtocolUDP {
+	p := c.pathOf(ice)
+	if p == nil {
 		return
 	}
-	port := pair.Local.Port
+	in, out, err := k.contexts()
+	if err != nil {
+		return
+	}
+	d := &direct{conn: c, in: in, out: out, sources: make(map[uint32]*source)}
+	d.move(p)
+	c.direct.Store(d)
+	if shared {
+		c.follow(ice) // it may have moved meanwhile
+	}
+}
+
+// follow goes where the far end has moved to. One that has moved to where only pion could follow is lost: pion would encrypt by the
+// same keys anew.
+func (c *Conn) follow(ice *webrtc.ICETransport) {
+	d := c.direct.Load()
+	if d == nil || d.path.Load() == nil {
+		return
+	}
+	if p := c.pathOf(ice); p != nil {
+		d.move(p)
+		return
+	}
+	c.mu.Lock()
+	pc := c.pc
+	c.mu.Unlock()
+	_ = pc.Close() // an error means that it is closed already
+}
+
+// pathOf is the path that ICE has chosen, where that goes by a socket of ours.
+func (c *Conn) pathOf(ice *webrtc.ICETransport) *route {
+	pair, err := ice.GetSelectedCandidatePair()
+	if err != nil || pair == nil || pair.Local.Protocol != webrtc.ICEProtocolUDP || pair.Remote.Protocol != webrtc.ICEProtocolUDP {
+		return nil
+	}
+	address, port := pair.Local.Address, pair.Local.Port
 	switch pair.Local.Typ {
 	case webrtc.ICECandidateTypeHost:
 	case webrtc.ICECandidateTypeSrflx, webrtc.ICECandidateTypePrflx:
-		port = pair.Local.RelatedPort
+		address, port = pair.Local.RelatedAddress, pair.Local.RelatedPort
 	default:
-		return
+		return nil
 	}
 	addr, err := netip.ParseAddr(pair.Remote.Address)
 	if err != nil || addr.Zone() != "" {
-		return
+		return nil
+	}
+	remote := netip.AddrPortFrom(addr.Unmap(), pair.Remote.Port)
+	for _, p := range c.transport.Ports {
+		if local := p.local(); local.Port() == port && local.Addr().String() == address {
+			return &route{via: p, remote: remote}
+		}
 	}
 	var s *socket
 	if sockets := c.sockets.Load(); sockets != nil {
@@ -65,27 +121,42 @@ func (c *Conn) decide(k *keys, ice *webrtc.ICETransport) {
 				continue
 			}
 			if s != nil {
-				return // the same port at two addresses
+				return nil // the same port at two addresses
 			}
 			s = candidate
 		}
 	}
 	if s == nil {
-		return
+		return nil
 	}
-	in, out, err := k.contexts()
-	if err != nil {
-		return
+	return &route{via: s, remote: remote}
+}
+
+// move changes the path; nil ends it for good.
+func (d *direct) move(to *route) {
+	d.moving.Lock()
+	defer d.moving.Unlock()
+	from := d.path.Load()
+	if from != nil {
+		if p, ok := from.via.(*Port); ok {
+			p.leave(from.remote, d.conn)
+		}
 	}
-	c.direct.Store(&direct{
-		socket: s, remote: netip.AddrPortFrom(addr, pair.Remote.Port), in: in, out: out, sources: make(map[uint32]*source),
-	})
+	if to != nil {
+		if p, ok := to.via.(*Port); ok {
+			p.join(to.remote, d.conn)
+		}
+	}
+	d.path.Store(to)
 }
 
 // open takes a packet that came by a socket, and says whether it was one for the short way. The slice is decrypted in place.
-func (c *Conn) open(s *socket, from netip.AddrPort, b []byte, together *burst) bool {
+func (c *Conn) open(via opener, from netip.AddrPort, b []byte, together *burst) bool {
 	d := c.direct.Load()
-	if d == nil || d.socket != s || d.remote != from || !isRTP(b) {
+	if d == nil || !isRTP(b) {
+		return false
+	}
+	if p := d.path.Load(); p == nil || p.via != via || p.remote != from {
 		return false
 	}
 	c.reading.Lock()
@@ -129,10 +200,42 @@ func (d *direct) write(h *rtp.Header, payload []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if _, err := d.socket.WriteToAddrPort(encrypted, d.remote); err != nil {
+	if err := d.sendLocked(encrypted); err != nil {
 		return 0, err
 	}
 	return len(payload), nil
+}
+
+// sendLocked sends an encrypted packet, or keeps it while the connection holds those it sends.
+func (d *direct) sendLocked(b []byte) error {
+	to := d.path.Load()
+	if to == nil {
+		return net.ErrClosed
+	}
+	if p, ok := to.via.(*Port); ok && d.conn.holds.Load() > 0 {
+		if d.queued != p {
+			d.flushLocked()
+		}
+		d.queued = p
+		if d.queue.add(&p.batch, b, to.remote) {
+			return nil
+		}
+	}
+	_, err := to.via.WriteToAddrPort(b, to.remote)
+	return err
+}
+
+// flush sends what is kept.
+func (d *direct) flush() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.flushLocked()
+}
+
+func (d *direct) flushLocked() {
+	if d.queued != nil {
+		d.queue.flush(&d.queued.batch)
+	}
 }
 
 // writeRTCP sends RTCP packets.
@@ -148,5 +251,7 @@ func (d *direct) writeRTCP(packets []rtcp.Packet) {
 		return
 	}
 	// Feedback that cannot be sent is feedback lost: the connection's own state says the rest.
-	_, _ = d.socket.WriteToAddrPort(encrypted, d.remote)
+	if to := d.path.Load(); to != nil {
+		_, _ = to.via.WriteToAddrPort(encrypted, to.remote)
+	}
 }

@@ -34,6 +34,8 @@ const (
 type Transport struct {
 	// UDPMux shares one UDP port among all connections. The owner closes it after them.
 	UDPMux ice.UDPMux
+	// Ports are the sockets under UDPMux, where they are ours: the connections on them have the short way then.
+	Ports []*Port
 	// Net replaces the machine's network; tests put a virtual one here.
 	Net transport.Net
 	// Loopback gathers loopback candidates too.

@@ -338,12 +338,24 @@ func byLoopback(sdp string) string {
 func connect(t *testing.T, from, to *webrtc.PeerConnection, rewrite func(sdp string) string) {
 	t.Helper()
 	connected := make(chan struct{})
+	connect := sync.OnceFunc(func() { close(connected) })
 	from.OnConnectionStateChange(func(state webrtc.PeerConnectionState) {
 		if state == webrtc.PeerConnectionStateConnected {
-			close(connected)
+			connect()
 		}
 	})
-	offer, err := from.CreateOffer(nil)
+	negotiate(t, from, to, nil, rewrite)
+	select {
+	case <-connected:
+	case <-time.After(10 * time.Second):
+		t.Fatal("not connected")
+	}
+}
+
+// negotiate lets one connection offer and the other answer.
+func negotiate(t *testing.T, from, to *webrtc.PeerConnection, o *webrtc.OfferOptions, rewrite func(sdp string) string) {
+	t.Helper()
+	offer, err := from.CreateOffer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,11 +385,6 @@ func connect(t *testing.T, from, to *webrtc.PeerConnection, rewrite func(sdp str
 	answer.SDP = byLoopback(answer.SDP)
 	if err = from.SetRemoteDescription(answer); err != nil {
 		t.Fatal(err)
-	}
-	select {
-	case <-connected:
-	case <-time.After(10 * time.Second):
-		t.Fatal("not connected")
 	}
 }
 

@@ -249,6 +249,10 @@ func (s *Sender) Packet(p *Packet) {
 
 // writeLocked sends the header that was filled in, and a payload.
 func (s *Sender) writeLocked(payload []byte) (int, error) {
+	if s.conn.loses() {
+		s.stats.Dropped++
+		return len(payload), nil
+	}
 	if d := s.conn.direct.Load(); d != nil {
 		return d.write(&s.header, payload)
 	}
@@ -465,6 +469,7 @@ type SenderStats struct {
 	Lost             uint32        // as the far end reports it
 	RoundTrip        time.Duration // 0: not known
 	Errors           uint64        // writes that failed
+	Dropped          uint64        // thrown away by Conn.SetLoss
 }
 
 // Stats counts what has gone out.

@@ -78,7 +78,16 @@ type socket struct {
 
 // ReadFromAddrPort implements ice.AddrPortReaderWriter.
 func (s *socket) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
-	return s.batch.read(s, b)
+	return s.batch.read(s.UDPConn, s, b)
+}
+
+func (s *socket) open(from netip.AddrPort, b []byte, together *burst) bool {
+	return s.conn.open(s, from, b, together)
+}
+
+// opener takes packets for the short way, and says which were.
+type opener interface {
+	open(from netip.AddrPort, b []byte, together *burst) bool
 }
 
 // WriteToAddrPort implements ice.AddrPortReaderWriter. Errors of packets that are held go unseen: they are lost packets.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -106,11 +107,11 @@ func (b *batch) take(fd uintptr) bool {
 }
 
 // read gives the next packet that is not for the short way.
-func (b *batch) read(s *socket, p []byte) (int, netip.AddrPort, error) {
+func (b *batch) read(u *net.UDPConn, to opener, p []byte) (int, netip.AddrPort, error) {
 	for {
 		if b.plain {
-			n, from, err := s.ReadFromUDPAddrPort(p)
-			if err == nil && s.conn.open(s, from, p[:n], nil) {
+			n, from, err := u.ReadFromUDPAddrPort(p)
+			if err == nil && to.open(from, p[:n], nil) {
 				continue
 			}
 			return n, from, err
@@ -131,7 +132,7 @@ func (b *batch) read(s *socket, p []byte) (int, netip.AddrPort, error) {
 			together = &b.burst
 		}
 		packet, from := b.next()
-		taken := s.conn.open(s, from, packet, together)
+		taken := to.open(from, packet, together)
 		n := 0
 		if !taken {
 			n = copy(p, packet)
@@ -219,7 +220,9 @@ type queue struct {
 	to     netip.AddrPort
 
 	whole  bool // the kernel does not cut packets (UDP_SEGMENT)
+	try    func(fd uintptr)
 	send   func(fd uintptr) bool
+	given  bool
 	next   int // message to be sent
 	number int // of messages
 	errno  syscall.Errno
@@ -250,12 +253,13 @@ func (q *queue) flush(b *batch) {
 		return
 	}
 	if q.send == nil {
-		q.send = q.give
+		q.send, q.try = q.give, func(fd uintptr) { q.given = q.give(fd) }
 	}
 	first := 0
 	for first < q.count {
 		q.build(first)
-		if b.raw.Write(q.send) != nil {
+		// One goroutine at a time writes to a file, by the runtime's rules; the kernel has none such for UDP.
+		if q.given = false; b.raw.Control(q.try) != nil || !q.given && b.raw.Write(q.send) != nil {
 			break // closed
 		}
 		failed := q.out.first[q.next]

@@ -3,19 +3,20 @@
 package media
 
 import (
+	"net"
 	"net/netip"
 	"syscall"
 )
 
 // batch reads a socket packet by packet.
-type batch struct{}
+type batch struct{ plain bool }
 
 func (*batch) init(syscall.RawConn) {}
 
-func (*batch) read(s *socket, p []byte) (int, netip.AddrPort, error) {
+func (*batch) read(u *net.UDPConn, to opener, p []byte) (int, netip.AddrPort, error) {
 	for {
-		n, from, err := s.ReadFromUDPAddrPort(p)
-		if err != nil || !s.conn.open(s, from, p[:n], nil) {
+		n, from, err := u.ReadFromUDPAddrPort(p)
+		if err != nil || !to.open(from, p[:n], nil) {
 			return n, from, err
 		}
 	}

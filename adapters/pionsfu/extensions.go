@@ -33,10 +33,15 @@ func (s *Server) addExtensions(h http.Header, session *session) {
 		{Name: "rel", Value: whip.RelEvents}, {Name: "events", Value: strings.Join(events, ",")},
 	}}.String())
 	h.Add("Link", whip.Link{Target: base + pathLayer, Params: []whip.LinkParam{{Name: "rel", Value: whip.RelLayer}}}.String())
+	s.addLoss(h, session)
 }
 
 // serveExtension is what lies below a session's address.
 func (s *Server) serveExtension(w http.ResponseWriter, r *http.Request, id, below string) {
+	if below == pathLoss {
+		s.serveLoss(w, r, id)
+		return
+	}
 	subscription, subscribed := strings.CutPrefix(below, pathEvents+"/")
 	methods := "OPTIONS, POST"
 	if subscribed {

@@ -239,8 +239,8 @@ func (s *Server) negotiate(
 	r *http.Request, session *session, transport media.Transport, source *publication,
 ) (string, error) {
 	if session.publish {
-		session.conn = media.NewConn(transport, session.publication.onTrack)
-		return session.negotiate(r.Context(), s, session.publication.negotiated)
+		session.conn = media.NewConn(transport, session.onTrack)
+		return session.negotiate(r.Context(), s, session.published)
 	}
 	session.conn = media.NewConn(transport, nil)
 	session.viewer = &viewer{session: session, source: source, wakeup: make(chan struct{}, 1)}

@@ -9,8 +9,8 @@ import (
 
 // traffic sums what sessions have received and sent. Bytes are of payload.
 type traffic struct {
-	packetsIn, bytesIn, nacksOut, plisOut                          uint64 // of publishers
-	packetsOut, bytesOut, resent, nacksIn, plisIn, skips, switches uint64 // of viewers
+	packetsIn, bytesIn, nacksOut, plisOut                                   uint64 // of publishers
+	packetsOut, bytesOut, resent, nacksIn, plisIn, skips, switches, dropped uint64 // of viewers
 }
 
 func (t *traffic) add(o traffic) {
@@ -25,6 +25,7 @@ func (t *traffic) add(o traffic) {
 	t.plisIn += o.plisIn
 	t.skips += o.skips
 	t.switches += o.switches
+	t.dropped += o.dropped
 }
 
 // totals is the traffic of all sessions, and how many there are.
@@ -78,6 +79,7 @@ func newCollector(r *registry) *collector {
 	resent := desc("resent_packets_total", "Packets sent again to viewers who lost them.")
 	skips := desc("skips_total", "Times that a viewer was too slow and skipped to the live edge.")
 	switches := desc("layer_switches_total", "Times that a viewer was moved to another simulcast layer.")
+	dropped := desc("simulated_lost_packets_total", "Packets to viewers that were thrown away because their clients asked for it.")
 	return &collector{
 		registry: r,
 		sessions: desc("sessions", "Sessions now, by kind; connecting ones are of either.", "kind"),
@@ -93,6 +95,7 @@ func newCollector(r *registry) *collector {
 			{resent, "", func(t traffic) uint64 { return t.resent }},
 			{skips, "", func(t traffic) uint64 { return t.skips }},
 			{switches, "", func(t traffic) uint64 { return t.switches }},
+			{dropped, "", func(t traffic) uint64 { return t.dropped }},
 		},
 	}
 }

@@ -145,8 +145,8 @@ func FuzzOffer(f *testing.F) {
 		prepare := func(*webrtc.PeerConnection) error { return nil }
 		if publish {
 			s.publication = newPublication(s, func() {})
-			s.conn = media.NewConn(media.Transport{UDPMux: mux}, s.publication.onTrack)
-			prepare = s.publication.negotiated
+			s.conn = media.NewConn(media.Transport{UDPMux: mux}, s.onTrack)
+			prepare = s.published
 		} else {
 			s.conn = media.NewConn(media.Transport{UDPMux: mux}, nil)
 		}

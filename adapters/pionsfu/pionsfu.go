@@ -7,6 +7,7 @@
 //	PATCH, DELETE /session/{id}   trickle, end; the address is the Location of the 201
 //	POST   /session/{id}/events   subscribe to what happens (WHEP's server-sent events)
 //	POST   /session/{id}/layer    choose a layer of simulcast (WHEP's layer selection)
+//	GET, PUT, PATCH /session/{id}/loss   throw away some of the packets to a viewer, where the settings let it
 //	GET    /api/streams     what is published; with "Accept: application/x-ndjson" a line at every change
 //	GET    /readyz          204 while Run runs
 package pionsfu
@@ -69,6 +70,13 @@ type Config struct {
 	// AllowOrigin is the web origin that may call from a browser (CORS). Empty means all.
 	AllowOrigin string
 
+	// SimulatedLoss lets each viewer's client have a part of the packets to it thrown away, to see what loss does.
+	SimulatedLoss bool
+
+	// PublisherGrace is how long a publication whose publisher is lost waits for a publisher to come back. Its viewers see the
+	// picture stand still, and then go on. Zero ends it, and their sessions, at once.
+	PublisherGrace time.Duration
+
 	// MaxSessions bounds publishers and viewers together, MaxHalfOpen those of them that have not connected yet; a session
 	// that does not connect within ConnectTimeout is dropped. Zero means the default.
 	MaxSessions, MaxHalfOpen int
@@ -86,7 +94,7 @@ type Server struct {
 	advertised   []netip.Addr
 	access       access
 	logger       *slog.Logger
-	sockets      []*net.UDPConn // nil where Config.Transport brings its own
+	sockets      []*media.Port // nil where Config.Transport brings its own
 	certificates []webrtc.Certificate
 	registry     *registry
 	refused      *prometheus.CounterVec
@@ -185,7 +193,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.sockets != nil {
 		mux := newMux(s.sockets)
 		defer mux.Close() //nolint:errcheck // after the last session there is nobody to tell
-		transport.UDPMux, transport.Loopback = mux, true
+		transport.UDPMux, transport.Ports, transport.Loopback = mux, s.sockets, true
 	}
 	s.transport = transport
 	close(s.started)
@@ -241,13 +249,13 @@ func (s *Server) launch(session *session) error {
 	}
 }
 
-// newMux shares the sockets among all connections. What it has to say is of strangers' packets, one line each: nobody
+// newMux shares the ports among all connections. What it has to say is of strangers' packets, one line each: nobody
 // wants that.
-func newMux(sockets []*net.UDPConn) ice.UDPMux {
+func newMux(ports []*media.Port) ice.UDPMux {
 	silent := (&logging.DefaultLoggerFactory{Writer: io.Discard}).NewLogger("ice")
-	muxes := make([]ice.UDPMux, 0, len(sockets))
-	for _, socket := range sockets {
-		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: patient{socket}, Logger: silent}))
+	muxes := make([]ice.UDPMux, 0, len(ports))
+	for _, port := range ports {
+		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: port, Logger: silent}))
 	}
 	return ice.NewMultiUDPMuxDefault(muxes...)
 }

@@ -24,58 +24,75 @@ const (
 	silence         = 2 * time.Second // after which another source may take over a track
 )
 
-// publication is what a publisher sends: at most one audio and one video feed.
+// publication is what publishers send: at most one audio and one video feed. It outlives the session of a publisher that is lost,
+// for a while, so that the next session can go on with it.
 type publication struct {
-	session *session
-	touch   func() // tells the watchers
-	feeds   []*feed
+	touch func() // tells the watchers
+	feeds []*feed
+	live  chan struct{} // closed when the first publisher is connected and known to be, at since
+	ended chan struct{} // closed when it is over
+	since time.Time
 
 	mu       sync.Mutex
 	watching atomic.Pointer[[]*viewer] // replaced under mu, never changed
 
-	readers int // the registry's
+	// What follows is the registry's.
+	readers   int
+	publisher *session // who publishes, or did last
+	successor *session // who is about to go on with it; nil: nobody
+	over      bool     // it ends where nobody does
 }
 
 // feed is one track of a publication: one layer, or several of simulcast (RFC 8853).
 type feed struct {
 	publication *publication
 	kind        webrtc.RTPCodecType
-	extensions  map[uint8]string // of the packets' headers, URI by id
+	negotiated  map[uint8]string // header extensions, URI by id, as the first publisher has them
 	started     latch            // the first packet of a layer is there
 	codec       atomic.Pointer[webrtc.RTPCodecParameters]
 	layers      []*layer // as the publisher prefers them
 }
 
-// layer is one encoding of a track, kept for those who read it.
+// layer is one encoding of a track, kept for those who read it. Its numbers go on whatever source feeds it.
 type layer struct {
 	feed    *feed
 	rid     string // empty without simulcast
 	history *media.History
 	source  atomic.Pointer[source] // nil before the first packet
 	report  atomic.Pointer[media.SenderReport]
-	rate    rate
+
+	mu   sync.Mutex // held while a packet is taken: two sources may be there for a moment
+	rate rate
+	edge edge // without pictures
 }
 
 // source feeds a layer from one SSRC.
 type source struct {
 	layer       *layer
+	session     *session
 	track       *media.Track
 	payloadType uint8
 	last        atomic.Int64 // when the newest packet came, in Unix nanoseconds
+
+	// What follows is guarded by the layer's mu.
+	joined bool // the first packet has gone on
+	first  uint16
+	young  int                         // packets since then, up to reorder
+	shift  atomic.Pointer[media.Shift] // of its numbers; nil before it has joined
 }
 
 var _ media.Sink = (*source)(nil)
 
 // newPublication makes the session's publication; its feeds come with the answer.
 func newPublication(s *session, touch func()) *publication {
-	p := &publication{session: s, touch: touch}
+	p := &publication{publisher: s, touch: touch, live: make(chan struct{}), ended: make(chan struct{})}
 	p.watching.Store(&[]*viewer{})
 	return p
 }
 
 // negotiated takes what the connection has agreed on: a feed for each section, with the codec that the publisher likes
 // best, until its packets tell the true one.
-func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
+func (p *publication) negotiated(pc *webrtc.PeerConnection, wanted []string) error {
 	for _, t := range pc.GetTransceivers() {
 		receiver := t.Receiver()
 		if receiver == nil {
@@ -86,18 +103,18 @@ func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
 			size = videoHistory
 		}
 		f := &feed{
-			publication: p, kind: t.Kind(), extensions: make(map[uint8]string), started: latch{c: make(chan struct{})},
+			publication: p, kind: t.Kind(), negotiated: make(map[uint8]string), started: latch{c: make(chan struct{})},
 		}
 		rids := []string{""}
-		if t.Kind() == webrtc.RTPCodecTypeVideo && len(p.session.offer.rids) > 0 {
-			rids = p.session.offer.rids
+		if t.Kind() == webrtc.RTPCodecTypeVideo && len(wanted) > 0 {
+			rids = wanted
 		}
 		for _, rid := range rids {
 			f.layers = append(f.layers, &layer{feed: f, rid: rid, history: media.NewHistory(size)})
 		}
 		parameters := receiver.GetParameters()
 		for _, e := range parameters.HeaderExtensions {
-			f.extensions[uint8(e.ID)] = e.URI
+			f.negotiated[uint8(e.ID)] = e.URI
 		}
 		for _, codec := range parameters.Codecs {
 			if !strings.EqualFold(codec.MimeType, webrtc.MimeTypeRTX) {
@@ -113,9 +130,16 @@ func (p *publication) negotiated(pc *webrtc.PeerConnection) error {
 	return nil
 }
 
+// continues says whether the viewers of a former publication can go on with this one: it has the same tracks and layers.
+func (p *publication) continues(former *publication) bool {
+	return slices.EqualFunc(p.feeds, former.feeds, func(a, b *feed) bool {
+		return a.kind == b.kind && slices.EqualFunc(a.layers, b.layers, func(a, b *layer) bool { return a.rid == b.rid })
+	})
+}
+
 // onTrack says who takes the packets of a new SSRC; it is called in the goroutine that reads the connection. A second
-// source of one layer is ignored while the first is alive.
-func (p *publication) onTrack(t *media.Track) media.Sink {
+// source of one layer is ignored while the first is alive, unless it is of another session, which has been let in.
+func (p *publication) onTrack(from *session, t *media.Track) media.Sink {
 	i := slices.IndexFunc(p.feeds, func(f *feed) bool { return f.kind == t.Kind() })
 	if i < 0 {
 		return nil
@@ -126,11 +150,16 @@ func (p *publication) onTrack(t *media.Track) media.Sink {
 		return nil
 	}
 	l := f.layers[i]
-	if l.alive(time.Now()) {
+	former := l.source.Load()
+	if former != nil && former.session == from && l.alive(time.Now()) {
 		return nil
 	}
-	s := &source{layer: l, track: t}
+	s := &source{layer: l, session: from, track: t}
 	s.last.Store(time.Now().UnixNano())
+	if former == nil {
+		s.joined = true
+		s.shift.Store(&media.Shift{})
+	}
 	s.follow(uint8(t.Codec().PayloadType))
 	l.source.Store(s)
 	f.started.fire()
@@ -149,25 +178,83 @@ func (s *source) follow(payloadType uint8) {
 
 // Packet implements media.Sink.
 func (s *source) Packet(p *media.Packet) {
-	if s.layer.source.Load() != s {
+	l := s.layer
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.source.Load() != s {
 		return
 	}
 	if p.Header.PayloadType != s.payloadType {
 		s.follow(p.Header.PayloadType)
 	}
 	s.last.Store(p.Arrival.UnixNano())
-	s.layer.rate.add(p.Arrival, len(p.Payload))
-	s.layer.history.Add(p)
-	s.layer.feed.publication.wake()
+	if !s.joined && !s.joinLocked(p) {
+		return
+	}
+	if shift := *s.shift.Load(); shift != (media.Shift{}) {
+		if s.young++; s.young < reorder && int16(p.Header.SequenceNumber-s.first) < 0 {
+			return // from before the beginning, late
+		}
+		p.Shift(s.track.Codec().MimeType, s.descriptor(), shift)
+	}
+	if h := &p.Header; !l.edge.ok || int16(h.SequenceNumber-l.edge.sequence) > 0 {
+		l.edge = edge{sequence: h.SequenceNumber, timestamp: h.Timestamp, arrival: p.Arrival, ok: true}
+	}
+	l.rate.add(p.Arrival, len(p.Payload))
+	l.history.Add(p)
+	p.Later(l.feed.publication)
+}
+
+// joinLocked lets a source go on where another has ended, video at a key frame, and says whether it does with the packet at hand.
+func (s *source) joinLocked(p *media.Packet) bool {
+	l := s.layer
+	if l.feed.kind == webrtc.RTPCodecTypeVideo && !p.KeyFrame {
+		s.track.RequestKeyFrame()
+		return false
+	}
+	s.first, s.joined = p.Header.SequenceNumber, true
+	if !l.edge.ok {
+		s.shift.Store(&media.Shift{})
+		return true
+	}
+	codec := s.track.Codec()
+	var last media.Packet
+	if l.history.Sequence(l.edge.sequence, &last) {
+		l.edge.pictures = last.Pictures(codec.MimeType, s.descriptor())
+	}
+	// By the time of arrival: what the clocks of two sources have to do with each other, nobody knows.
+	shift := l.edge.follow(p, p.Pictures(codec.MimeType, s.descriptor()), nil, nil, media.Shift{}, codec.ClockRate)
+	s.shift.Store(&shift)
+	return true
+}
+
+// descriptor is the id of the dependency descriptor among the header extensions, 0 for none.
+func (s *source) descriptor() uint8 {
+	for id, uri := range s.track.Extensions() {
+		if uri == media.DependencyDescriptor {
+			return id
+		}
+	}
+	return 0
 }
 
 // SenderReport implements media.Sink.
 func (s *source) SenderReport(r media.SenderReport) {
-	if s.layer.source.Load() != s {
+	shift := s.shift.Load()
+	if s.layer.source.Load() != s || shift == nil {
 		return
 	}
+	r.RTP += shift.Timestamp
 	s.layer.report.Store(&r)
-	s.layer.feed.publication.wake()
+	s.layer.feed.publication.Wake()
+}
+
+// extensions are the header extensions of the packets that come, URI by id.
+func (l *layer) extensions() map[uint8]string {
+	if s := l.source.Load(); s != nil {
+		return s.track.Extensions()
+	}
+	return l.feed.negotiated
 }
 
 // alive says whether packets of the layer have come lately.
@@ -183,8 +270,8 @@ func (l *layer) RequestKeyFrame() {
 	}
 }
 
-// wake tells every viewer that there is something to read. It never waits for one.
-func (p *publication) wake() {
+// Wake tells every viewer that there is something to read. It never waits for one.
+func (p *publication) Wake() {
 	for _, v := range *p.watching.Load() {
 		v.wake()
 	}
@@ -224,8 +311,8 @@ func (p *publication) settle(ctx context.Context, stopped <-chan struct{}) error
 	patience := time.NewTimer(connectPatience)
 	defer patience.Stop()
 	select {
-	case <-p.session.live:
-	case <-p.session.removed:
+	case <-p.live:
+	case <-p.ended:
 		return errUnpublished
 	case <-patience.C:
 		return errUnpublished
@@ -235,7 +322,7 @@ func (p *publication) settle(ctx context.Context, stopped <-chan struct{}) error
 		return ctx.Err()
 	}
 	// Later viewers find the timer run out at once.
-	packets := time.NewTimer(packetPatience - time.Since(p.session.since))
+	packets := time.NewTimer(packetPatience - time.Since(p.since))
 	defer packets.Stop()
 	for _, f := range p.feeds {
 		select {
@@ -247,7 +334,7 @@ func (p *publication) settle(ctx context.Context, stopped <-chan struct{}) error
 		case <-f.started.c:
 		case <-packets.C:
 			return nil // silent so far: what was negotiated has to do
-		case <-p.session.removed:
+		case <-p.ended:
 			return errUnpublished
 		case <-ctx.Done():
 			return ctx.Err()

@@ -43,7 +43,7 @@ type registry struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when any of the following changes
 	sessions map[string]*session
-	streams  map[adapters.StreamID]*session // publishers, connected or not
+	streams  map[adapters.StreamID]*session // who publishes, connected or not, or did and may come back
 	halfOpen int
 	ending   map[*session]bool // removed, but still counting
 	past     traffic           // of those that count no more
@@ -66,18 +66,22 @@ func (r *registry) reserve(stream adapters.StreamID, publish bool) (*session, er
 		return nil, errFull
 	case r.halfOpen >= r.maxHalfOpen:
 		return nil, errHalfOpen
-	case publish && r.streams[stream] != nil:
-		return nil, errPublished
 	}
 	s := newSession(rand.Text(), stream, publish)
 	if publish {
 		s.publication = newPublication(s, r.touch)
+		switch former := r.streams[stream]; {
+		case former == nil:
+			r.streams[stream] = s
+		case (former.away || former.doubt.Load()) && former.publication.successor == nil:
+			s.follows = former.publication
+			s.follows.successor = s
+		default:
+			return nil, errPublished
+		}
 	}
 	r.sessions[s.id] = s
 	r.halfOpen++
-	if publish {
-		r.streams[stream] = s
-	}
 	return s, nil
 }
 
@@ -92,7 +96,7 @@ func (r *registry) connect(s *session) bool {
 	s.connected = true
 	s.since = time.Now().UTC()
 	if s.publish {
-		close(s.live)
+		r.beginLocked(s)
 	} else {
 		s.viewer.source.readers++
 	}
@@ -100,8 +104,56 @@ func (r *registry) connect(s *session) bool {
 	return true
 }
 
+// beginLocked makes a connected session the one that publishes, in the place of who was lost.
+func (r *registry) beginLocked(s *session) {
+	p := s.publication
+	if s.follows != nil {
+		former := s.follows.publisher
+		s.follows.successor = nil
+		if p != s.follows {
+			r.endLocked(s.follows) // its viewers cannot go on with it
+		}
+		close(former.replaced)
+		r.streams[s.stream] = s
+	}
+	p.publisher, p.over = s, false
+	if !isClosed(p.live) {
+		p.since = s.since
+		close(p.live)
+	}
+}
+
+// endLocked ends a publication, whose name is free.
+func (r *registry) endLocked(p *publication) {
+	delete(r.streams, p.publisher.stream)
+	close(p.ended)
+}
+
 // remove forgets a session, whose name is free at once. Only the first call says true.
-func (r *registry) remove(s *session) bool {
+func (r *registry) remove(s *session) bool { return r.removeAs(s, false) }
+
+// suspend forgets the session of a publisher that was lost; what it published waits for the next one, until expire. It says false
+// where there is nothing to wait for.
+func (r *registry) suspend(s *session) bool { return r.removeAs(s, true) && s.away }
+
+// expire ends what a suspended session published, unless another goes on with it, or is about to.
+func (r *registry) expire(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := s.publication; p.publisher == s && !isClosed(p.ended) {
+		r.overLocked(p)
+		r.changeLocked()
+	}
+}
+
+// overLocked ends a publication as soon as nobody is about to go on with it.
+func (r *registry) overLocked(p *publication) {
+	if p.over = true; p.successor == nil {
+		r.endLocked(p)
+	}
+}
+
+func (r *registry) removeAs(s *session, wait bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sessions[s.id] != s {
@@ -109,7 +161,19 @@ func (r *registry) remove(s *session) bool {
 	}
 	delete(r.sessions, s.id)
 	if s.publish {
-		delete(r.streams, s.stream)
+		switch p := s.publication; {
+		case s.follows != nil && !s.connected:
+			s.follows.successor = nil
+			if s.follows.over {
+				r.endLocked(s.follows)
+			}
+		case p.publisher != s, isClosed(p.ended): // another goes on
+		case wait && s.connected:
+			s.away = true
+		default:
+			s.away = true
+			r.overLocked(p)
+		}
 	}
 	if !s.connected {
 		r.halfOpen--

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/sdp/v3"
@@ -41,19 +42,24 @@ type session struct {
 	pc          *webrtc.PeerConnection
 	offer       *offer
 
-	up      latch         // the connection is there for the first time
-	lost    latch         // the connection is gone for good
-	deleted latch         // the client, or the adapter, wants the end
-	live    chan struct{} // of a publisher: closed when it is connected and known to be
-	removed chan struct{} // closed when the registry has forgotten the session
-	freed   chan struct{} // closed when nothing of it is left
+	up       latch         // the connection is there for the first time
+	lost     latch         // the connection is gone for good
+	deleted  latch         // the client, or the adapter, wants the end
+	replaced chan struct{} // of a publisher: closed by the registry when another goes on in its place
+	removed  chan struct{} // closed when the registry has forgotten the session
+	freed    chan struct{} // closed when nothing of it is left
 
 	mu       sync.Mutex
 	trickled int
 	events   map[string][]string // subscriptions of a viewer: the events wanted, by id
 
-	connected bool      // the registry's
-	since     time.Time // the registry's
+	doubt atomic.Bool // nothing has been heard from the client for some seconds
+
+	// What follows is the registry's.
+	connected bool
+	since     time.Time
+	away      bool         // a publisher is lost, and what it published waits for the next
+	follows   *publication // that of a publisher which is away or in doubt, when this session began
 }
 
 // latch is a channel that is closed by the first of several.
@@ -68,7 +74,7 @@ func newSession(id string, stream adapters.StreamID, publish bool) *session {
 	return &session{
 		id: id, etag: strconv.Quote(rand.Text()), stream: stream, publish: publish,
 		up: latch{c: make(chan struct{})}, lost: latch{c: make(chan struct{})}, deleted: latch{c: make(chan struct{})},
-		live: make(chan struct{}), removed: make(chan struct{}), freed: make(chan struct{}),
+		replaced: make(chan struct{}), removed: make(chan struct{}), freed: make(chan struct{}),
 	}
 }
 
@@ -134,7 +140,10 @@ func (s *session) answer(
 func (s *session) stateChanged(state webrtc.PeerConnectionState) {
 	switch state {
 	case webrtc.PeerConnectionStateConnected:
+		s.doubt.Store(false)
 		s.up.fire()
+	case webrtc.PeerConnectionStateDisconnected:
+		s.doubt.Store(true)
 	case webrtc.PeerConnectionStateFailed, webrtc.PeerConnectionStateClosed:
 		s.lost.fire()
 	}
@@ -142,14 +151,17 @@ func (s *session) stateChanged(state webrtc.PeerConnectionState) {
 
 // serve runs a session to its end, in a goroutine of Run.
 func (s *Server) serve(ctx context.Context, session *session) {
-	defer close(session.freed)
 	kind := "play"
 	if session.publish {
 		kind = "publish"
 	}
 	logger := s.logger.With("kind", kind, "stream", session.stream, "session", session.id[:6])
 	err := s.follow(ctx, session, logger)
-	s.registry.remove(session)
+	// Only who is lost may come back; who says goodbye has ended.
+	waiting := session.publish && errors.Is(err, errLost) && s.config.PublisherGrace > 0 && s.registry.suspend(session)
+	if !waiting {
+		s.registry.remove(session)
+	}
 	if closing := session.pc.GracefulClose(); closing != nil {
 		logger.Debug("closing failed", "error", closing)
 	}
@@ -159,13 +171,39 @@ func (s *Server) serve(ctx context.Context, session *session) {
 		level = slog.LevelDebug // a thousand of these are one flood, which the metrics show
 	}
 	logger.Log(ctx, level, "session ended", "reason", err)
+	close(session.freed)
+	if !waiting {
+		return
+	}
+	patience := time.NewTimer(s.config.PublisherGrace)
+	defer patience.Stop()
+	select {
+	case <-patience.C:
+	case <-session.replaced:
+	case <-ctx.Done():
+	}
+	s.registry.expire(session)
+}
+
+// onTrack says who takes the packets of a publisher's new SSRC.
+func (s *session) onTrack(t *media.Track) media.Sink { return s.publication.onTrack(s, t) }
+
+// published takes what a publisher's connection has agreed on.
+func (s *session) published(pc *webrtc.PeerConnection) error {
+	if err := s.publication.negotiated(pc, s.offer.rids); err != nil {
+		return err
+	}
+	if s.follows != nil && s.publication.continues(s.follows) {
+		s.publication = s.follows
+	}
+	return nil
 }
 
 // follow waits for a session to connect and then to end, and says why it did.
 func (s *Server) follow(ctx context.Context, session *session, logger *slog.Logger) error {
 	var source <-chan struct{} // of a viewer: its publisher has gone
 	if session.viewer != nil {
-		source = session.viewer.source.session.removed
+		source = session.viewer.source.ended
 	}
 	patience := time.NewTimer(s.config.ConnectTimeout)
 	defer patience.Stop()
@@ -188,6 +226,8 @@ func (s *Server) follow(ctx context.Context, session *session, logger *slog.Logg
 			return errLost
 		case <-session.deleted.c:
 			return errDeleted
+		case <-session.replaced:
+			return errReplaced
 		case <-source:
 			return errSourceGone
 		case <-ctx.Done():
@@ -199,6 +239,7 @@ func (s *Server) follow(ctx context.Context, session *session, logger *slog.Logg
 var (
 	errLost       = errors.New("connection lost")
 	errDeleted    = errors.New("deleted")
+	errReplaced   = errors.New("publisher came back by another session")
 	errSourceGone = errors.New("publisher gone")
 	errNewCodec   = errors.New("publisher changed its codec")
 )
@@ -238,6 +279,7 @@ func (s *session) traffic() (t traffic) {
 			t.packetsOut += stats.Packets
 			t.bytesOut += stats.Bytes
 			t.resent += stats.Resent
+			t.dropped += stats.Dropped
 			t.nacksIn += stats.NACKs
 			t.plisIn += stats.KeyFrameRequests
 			t.skips += lane.skips.Load()

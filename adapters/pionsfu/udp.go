@@ -7,9 +7,8 @@ import (
 	"net/netip"
 	"strconv"
 	"syscall"
-	"time"
 
-	"github.com/pion/ice/v4"
+	"github.com/sidestream-dev/sidestream/adapters/media"
 )
 
 const (
@@ -18,28 +17,9 @@ const (
 	portAttempts = 10
 )
 
-// patient is the media port without deadlines for writing. pion interrupts writes that may be stuck when a connection is closed, by
-// a deadline on the socket, which is everybody's: what others write at that moment would be lost, among it the words by which
-// their own viewers learn that they are closed. Writing UDP does not block for long.
-type patient struct{ *net.UDPConn }
-
-var _ ice.AddrPortReaderWriter = patient{}
-
-func (patient) SetWriteDeadline(time.Time) error { return nil }
-
-func (p patient) SetDeadline(t time.Time) error { return p.SetReadDeadline(t) }
-
-func (p patient) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
-	return p.ReadFromUDPAddrPort(b)
-}
-
-func (p patient) WriteToAddrPort(b []byte, to netip.AddrPort) (int, error) {
-	return p.WriteToUDPAddrPort(b, to)
-}
-
 // listenUDP opens the media port: at one address, or at each of the machine's where none is given. A socket that listens
 // on a named address answers from it, which one on the wildcard address does not always do.
-func listenUDP(hostport string) ([]*net.UDPConn, error) {
+func listenUDP(hostport string) ([]*media.Port, error) {
 	host, portText, err := net.SplitHostPort(hostport)
 	if err != nil {
 		return nil, err
@@ -93,7 +73,7 @@ func listenAddrs(host string) ([]netip.Addr, error) {
 
 // listenAll listens at the same port of each address. An address that cannot be used (IPv6 that is not up yet) is passed
 // over as long as one is left.
-func listenAll(addrs []netip.Addr, port uint16) (sockets []*net.UDPConn, err error) {
+func listenAll(addrs []netip.Addr, port uint16) (sockets []*media.Port, err error) {
 	var failed error
 	for _, addr := range addrs {
 		socket, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, port)))
@@ -106,7 +86,7 @@ func listenAll(addrs []netip.Addr, port uint16) (sockets []*net.UDPConn, err err
 		// Best effort: the kernel has its own limit.
 		_ = socket.SetReadBuffer(socketBuffer)
 		_ = socket.SetWriteBuffer(socketBuffer)
-		sockets = append(sockets, socket)
+		sockets = append(sockets, media.NewPort(socket))
 		port = socket.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	}
 	if len(sockets) > 0 && !errors.Is(failed, syscall.EADDRINUSE) {

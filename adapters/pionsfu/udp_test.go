@@ -69,7 +69,7 @@ func TestWritesAreNotInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sockets[0].Close() //nolint:errcheck // the test is over
-	port := patient{sockets[0]}
+	port := sockets[0]
 	far, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)

@@ -105,7 +105,7 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		l.mid = t.Mid()
 		options := media.SenderOptions{
 			Kind: f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
-			Extensions: f.extensions, OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
+			Extensions: l.layer.extensions(), OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
 		}
 		if len(f.layers) == 1 {
 			options.History = l.layer.history // else what goes out is no layer's, and kept for this viewer alone
@@ -164,17 +164,9 @@ func (v *viewer) forward(ctx context.Context) error {
 	pace := time.NewTimer(0)
 	defer pace.Stop()
 	for {
-		more := false
-		var due time.Time // of what is held back
-		for _, l := range v.lanes {
-			moved, err := l.pump()
-			if err != nil {
-				return err
-			}
-			more = more || moved
-			if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
-				due = at
-			}
+		more, due, err := v.pump()
+		if err != nil {
+			return err
 		}
 		var idle <-chan struct{}
 		if more {
@@ -190,7 +182,7 @@ func (v *viewer) forward(ctx context.Context) error {
 			return errLost
 		case <-v.session.deleted.c:
 			return errDeleted
-		case <-v.source.session.removed:
+		case <-v.source.ended:
 			return errSourceGone
 		case <-ctx.Done():
 			return ctx.Err()
@@ -199,6 +191,24 @@ func (v *viewer) forward(ctx context.Context) error {
 		case <-paced:
 		}
 	}
+}
+
+// pump sends what there is of every track, up to a batch of each, and says whether there may be more, and when what is held back is
+// due.
+func (v *viewer) pump() (more bool, due time.Time, err error) {
+	v.session.conn.Hold()
+	defer v.session.conn.Release()
+	for _, l := range v.lanes {
+		moved, err := l.pump()
+		if err != nil {
+			return false, due, err
+		}
+		more = more || moved
+		if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
+			due = at
+		}
+	}
+	return more, due, nil
 }
 
 // closed is ready at once.
@@ -293,8 +303,8 @@ func (l *lane) pump() (more bool, err error) {
 		l.lookAround(time.Now())
 	}
 	if now := l.layer.source.Load(); now != l.source {
-		if l.source != nil {
-			return false, errNewCodec // another SSRC has other timestamps, which a viewer cannot follow
+		if l.source != nil && l.sender != nil {
+			l.sender.SetExtensions(now.track.Extensions())
 		}
 		l.source = now
 		if l.waiting {
@@ -388,12 +398,10 @@ func (l *lane) pictures() media.Pictures { return l.packet.Pictures(l.codec.Mime
 
 // descriptor is the id of the dependency descriptor among the publisher's header extensions, 0 for none.
 func (l *lane) descriptor() uint8 {
-	for id, uri := range l.feed.extensions {
-		if uri == media.DependencyDescriptor {
-			return id
-		}
+	if l.source == nil {
+		return 0
 	}
-	return 0
+	return l.source.descriptor()
 }
 
 func (l *lane) send() {

@@ -18,6 +18,7 @@ import (
 const (
 	RelEvents = "urn:ietf:params:whep:ext:core:server-sent-events"
 	RelLayer  = "urn:ietf:params:whep:ext:core:layer"
+	RelLoss   = "https://sidestream.dev/rel/loss" // our own: simulated loss
 )
 
 // Events of a WHEP session.

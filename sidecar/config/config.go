@@ -329,6 +329,10 @@ type SFU struct {
 	PlayToken    Secret `env:"PLAY_TOKEN"`
 	// Loopback offers loopback candidates too, for use on one machine.
 	Loopback bool `env:"LOOPBACK"`
+	// PublisherGrace is how long a publication whose publisher is lost waits for one to come back; 0: not at all.
+	PublisherGrace time.Duration `env:"PUBLISHER_GRACE" envDefault:"5s"`
+	// SimulatedLoss lets viewers have a part of the packets to them thrown away.
+	SimulatedLoss bool `env:"SIMULATED_LOSS"`
 }
 
 // Log says how much is logged, and how.

@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		Relay:   Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
 		Publish: Publish{Conflict: Newest, OnSupersede: Keep},
 		Admin:   Admin{Listen: ":18090"},
-		SFU:     SFU{Listen: ":8800", MediaListen: ":8801"},
+		SFU:     SFU{Listen: ":8800", MediaListen: ":8801", PublisherGrace: 5 * time.Second},
 		Log:     Log{Level: slog.LevelInfo, Format: JSON},
 	}
 	if diff := cmp.Diff(want, Default(), compare); diff != "" {
@@ -101,7 +101,7 @@ func full(t *testing.T) Config {
 		Admin:   Admin{Listen: ":2", Profile: true},
 		SFU: SFU{
 			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
-			PublishToken: "p", PlayToken: "q", Loopback: true,
+			PublishToken: "p", PlayToken: "q", Loopback: true, SimulatedLoss: true, PublisherGrace: time.Second,
 		},
 		Log: Log{Level: slog.LevelWarn, Format: Text},
 	}
@@ -263,6 +263,7 @@ func TestValidate(t *testing.T) {
 		"any port":         {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = ":0", ":0" }, nil},
 		"SFU in here":      {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
 		"SFU elsewhere":    {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
+		"SFU grace":        {func(c *Config) { c.SFU.PublisherGrace = -1 }, []string{"SIDESTREAM_SFU_PUBLISHER_GRACE"}},
 		"SFU addresses":    {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
 		"gateway": {
 			func(c *Config) {

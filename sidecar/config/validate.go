@@ -186,6 +186,9 @@ func (f *faults) sfu(s SFU) {
 			f.add("SIDESTREAM_SFU_ADVERTISED_IPS holds %s: give addresses at which viewers reach the media port", a)
 		}
 	}
+	if s.PublisherGrace < 0 {
+		f.add("SIDESTREAM_SFU_PUBLISHER_GRACE is %s: give a time such as 5s, or 0", s.PublisherGrace)
+	}
 	f.token("SIDESTREAM_SFU_PUBLISH_TOKEN", s.PublishToken)
 	f.token("SIDESTREAM_SFU_PLAY_TOKEN", s.PlayToken)
 }

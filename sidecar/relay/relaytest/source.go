@@ -78,6 +78,12 @@ func readStamp(payload []byte) (stamp, bool) {
 	}, true
 }
 
+// SentAt is when a Source sent a packet with the payload; false for one that is not a Source's.
+func SentAt(payload []byte) (time.Time, bool) {
+	s, ok := readStamp(payload)
+	return time.Unix(0, s.sent), ok
+}
+
 // Source plays a generated stream to whoever asks, each from a beginning of its own.
 type Source struct {
 	*server
