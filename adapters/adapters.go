@@ -127,6 +127,12 @@ type Looker interface {
 	Look()
 }
 
+// Confirmer is implemented by adapters that poll their server: a report is true for as long as the server confirms it.
+type Confirmer interface {
+	// Confirmed is when the server told its streams last, whether or not they had changed; zero: it never has.
+	Confirmed() time.Time
+}
+
 // Observer is implemented by adapters whose server does not tell its streams: they are told what passed the gateway.
 type Observer interface {
 	// Observe takes the full set of publications that were opened through the gateway and are not known to have ended. Session

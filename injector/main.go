@@ -170,7 +170,7 @@ func newProgram(s settings, o inject.Options, client kubernetes.Interface, logge
 		return nil, fmt.Errorf("open the port for administration (INJECTOR_ADMIN_LISTEN): %w", err)
 	}
 	if s.CertDir != "" {
-		p.certificates = certs.NewFiles(s.CertDir, logger)
+		p.certificates = certs.NewFiles(s.CertDir, p.registry, logger)
 	} else {
 		p.certificates = certs.New(certs.Options{
 			Secrets: client.CoreV1().Secrets(s.Namespace), Secret: s.CertSecret,

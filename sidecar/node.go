@@ -87,6 +87,8 @@ type node struct {
 	mu       sync.Mutex
 	reported map[adapters.StreamID]adapters.Stream // by the media server, the last time
 	failed   error                                 // why it cannot be watched
+	lost     time.Time                             // since when; zero: it can
+	losses   uint64                                // how often it could not be watched, or no longer
 }
 
 // newNode opens the ports, so that one which is taken is known at once, and puts the parts together. Nothing runs before
@@ -95,7 +97,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 	settings.Adapter = settings.Adapter.At(settings.PodIP)
 	n := &node{
 		settings: settings, around: around, logger: logger, registry: prometheus.NewRegistry(),
-		reported: map[adapters.StreamID]adapters.Stream{},
+		reported: map[adapters.StreamID]adapters.Stream{}, lost: time.Now(),
 	}
 	defer func() {
 		if err != nil {
@@ -103,6 +105,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		}
 	}()
 	n.superseded = newSupersededMetrics(n.registry)
+	n.registry.MustRegister(nodeCollector{n})
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, l := range []struct {
 		to            *net.Listener
@@ -347,7 +350,7 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 	return relay.NewSession(relay.SessionOptions{
 		Stream: s.Stream, From: source.From, FromHTTP: source.FromHTTP, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
 		Transport: n.around.relay, Traits: n.adapter.Traits(),
-		Logger: n.logger, Metrics: metrics,
+		Logger: n.logger, Metrics: metrics, Share: func() relay.Share { return n.relays.Share(s.Stream) },
 	})
 }
 
@@ -512,6 +515,14 @@ func (n *node) setFailed(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.failed = err
+	if err == nil {
+		n.lost = time.Time{}
+		return
+	}
+	n.losses++
+	if n.lost.IsZero() {
+		n.lost = time.Now()
+	}
 }
 
 func (n *node) serverError() string {

@@ -39,6 +39,7 @@ func (f *Final) Unwrap() error { return f.Err }
 type Poller struct {
 	mu    sync.Mutex
 	until time.Time // for so long something is about to change
+	heard time.Time // when the server answered last
 	wake  chan struct{}
 }
 
@@ -51,6 +52,19 @@ func (p *Poller) Look() {
 		close(p.wake)
 	}
 	p.wake = make(chan struct{})
+}
+
+// Confirmed implements adapters.Confirmer.
+func (p *Poller) Confirmed() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.heard
+}
+
+func (p *Poller) confirm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heard = time.Now()
 }
 
 func (p *Poller) state() (until time.Time, wake <-chan struct{}) {
@@ -83,6 +97,7 @@ func (p *Poller) Watch(
 			return ctx.Err()
 		case err == nil:
 			failed = 0
+			p.confirm()
 			if !told || !reflect.DeepEqual(streams, last) {
 				last, told = streams, true
 				report(streams)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Files is a certificate that somebody else keeps, such as cert-manager, in a folder where tls.crt and tls.key are. They also
@@ -21,8 +23,14 @@ type Files struct {
 	served *tls.Certificate
 }
 
-// NewFiles makes Files. Nothing is read before Run.
-func NewFiles(dir string, logger *slog.Logger) *Files { return &Files{dir: dir, logger: logger} }
+// NewFiles makes Files. Nothing is read before Run. Without a Registerer there are no metrics.
+func NewFiles(dir string, r prometheus.Registerer, logger *slog.Logger) *Files {
+	f := &Files{dir: dir, logger: logger}
+	if r != nil {
+		r.MustRegister(expiry(f.GetCertificate))
+	}
+	return f
+}
 
 // GetCertificate is for tls.Config.
 func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {

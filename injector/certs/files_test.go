@@ -15,7 +15,7 @@ func logTo(to *bytes.Buffer) *slog.Logger { return slog.New(slog.NewTextHandler(
 func TestFiles(t *testing.T) {
 	dir := t.TempDir()
 	var log bytes.Buffer
-	f := NewFiles(dir, logTo(&log))
+	f := NewFiles(dir, nil, logTo(&log))
 	if f.read() == nil || f.Ready() == nil {
 		t.Error("ready without files")
 	}

@@ -100,16 +100,7 @@ func New(o Options) *Rotator {
 	}
 	if o.Registerer != nil {
 		o.Registerer.MustRegister(r.made,
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "sidestream_injector_certificate_expiry_timestamp_seconds", Help: "When the certificate that is served expires; 0: there is none.",
-			}, func() float64 {
-				r.mu.Lock()
-				defer r.mu.Unlock()
-				if r.served == nil {
-					return 0
-				}
-				return float64(r.served.leaf().NotAfter.Unix())
-			}),
+			expiry(r.GetCertificate),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Name: "sidestream_injector_ca_bundle_in_place", Help: "1: the webhook configuration has the authority of what is served.",
 			}, func() float64 {

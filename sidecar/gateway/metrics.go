@@ -44,16 +44,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	f := promauto.With(r)
 	return &metrics{
 		requests: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_gateway_requests_total", Help: "Requests answered, by kind and class of status.",
+			Name: "sidestream_gateway_requests_total", Help: "Requests answered, by kind (play, publish, session, forward, pull, peer, preflight, health, other) and class of status, such as 2xx.",
 		}, []string{"kind", "class"}),
 		refusals: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_gateway_refusals_total", Help: "Requests that the gateway itself refused, by reason.",
+			Name: "sidestream_gateway_refusals_total", Help: "Requests that the gateway itself refused: limit_plays, limit_publications, limit_address, limit_stream, sessions, rate_address, " +
+				"rate_stream, name, token, token_scope, token_unchecked, pull_token, closed, body, codec, held, answer (of the server, of no use).",
 		}, []string{"reason"}),
 		pulls: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_gateway_pulls_total", Help: "Pulls by children, by outcome.",
+			Name: "sidestream_gateway_pulls_total", Help: "Pulls by children: opened, refused (by the server), failed, too_many, rate, bad_name, bad_method, bad_token, bad_body.",
 		}, []string{"outcome"}),
 		holds: f.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "sidestream_gateway_hold_seconds", Help: "How long viewers waited for a stream to be fetched, by outcome.",
+			Name: "sidestream_gateway_hold_seconds", Help: "How long viewers waited for a stream to be fetched: served, missing, refused, timeout, gone (the viewer), failed.",
 			Buckets: []float64{0.05, 0.1, 0.2, 0.4, 0.7, 1, 2, 4, 7, 10, 15, 30},
 		}, []string{"outcome"}),
 		held: f.NewGauge(prometheus.GaugeOpts{
@@ -63,16 +64,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "sidestream_gateway_sessions", Help: "Viewers' sessions that are looked after as demand.",
 		}),
 		open: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sidestream_gateway_open_sessions", Help: "Sessions that were opened here and have not ended as far as is known, by kind.",
+			Name: "sidestream_gateway_open_sessions", Help: "Sessions that were opened here and have not ended as far as is known: play, publish.",
 		}, []string{"kind"}),
 		placed: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_gateway_placed_total", Help: "New sessions that were placed at another node of the cluster, by outcome.",
+			Name: "sidestream_gateway_placed_total", Help: "New sessions for other nodes of the cluster: forwarded, redirected, refused (by that node's server), failed.",
 		}, []string{"outcome"}),
 		left: f.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_gateway_abandoned_total", Help: "Sessions that were deleted because their client had left before the answer.",
 		}),
 		yielded: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_gateway_takeovers_total", Help: "Publishers for whom a relay of the same name was ended, by outcome.",
+			Name: "sidestream_gateway_takeovers_total", Help: "Publishers for whom a relay of the same name was ended: published, refused (by the server), failed.",
 		}, []string{"outcome"}),
 	}
 }

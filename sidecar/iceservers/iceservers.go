@@ -97,7 +97,7 @@ func New(o Options) (*Servers, error) {
 	s := &Servers{
 		o: o, log: o.Logger, gate: make(chan struct{}, 1), warn: rate.NewLimiter(rate.Every(time.Minute), 1),
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_turn_credentials_total", Help: "Sessions for which TURN servers were looked up, by result.",
+			Name: "sidestream_turn_credentials_total", Help: "Sessions for which TURN servers were looked up: given, stale (the last known ones), failed.",
 		}, []string{"result"}),
 	}
 	if s.log == nil {

@@ -8,6 +8,7 @@ import (
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
 )
@@ -16,8 +17,9 @@ import (
 const maxClusters = 64
 
 type metrics struct {
-	peers       *prometheus.GaugeVec
 	frames      *prometheus.CounterVec
+	bytes       *prometheus.CounterVec
+	resyncs     *prometheus.CounterVec
 	refused     *prometheus.CounterVec
 	lost        prometheus.Counter
 	sleeps      prometheus.Counter
@@ -28,8 +30,6 @@ type metrics struct {
 	server      *grpcprom.ServerMetrics
 	client      *grpcprom.ClientMetrics
 
-	shown map[string]struct{} // clusters that peers has a value for; guarded by Mesh.mu
-
 	mu       sync.Mutex
 	clusters map[string]struct{}
 }
@@ -37,14 +37,18 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	f := promauto.With(r)
 	m := &metrics{
-		peers: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sidestream_mesh_peers",
-			Help: "Peers that are connected now, by their cluster.",
-		}, []string{"peer_cluster"}),
 		frames: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_mesh_frames_total",
 			Help: "Frames exchanged with peers, by direction (in, out) and kind.",
 		}, []string{"direction", "kind"}),
+		bytes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_mesh_bytes_total",
+			Help: "Bytes of the frames exchanged with peers, without what gRPC and TLS add, by direction (in, out).",
+		}, []string{"direction"}),
+		resyncs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sidestream_mesh_resyncs_total",
+			Help: "Full sets of holds exchanged with peers in place of changes, as for each new connection, by direction (in, out).",
+		}, []string{"direction"}),
 		refused: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_mesh_refused_total",
 			Help: "Peers, or parts of what they said, that were refused, by reason.",
@@ -69,11 +73,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		rtts: f.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "sidestream_mesh_rtt_seconds",
 			Help:    "Smoothed round trips to peers, at each heartbeat, by their cluster.",
-			Buckets: []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .15, .2, .3, .5, 1},
+			Buckets: []float64{.001, .005, .02, .05, .1, .15, .2, .3, .5},
 		}, []string{"peer_cluster"}),
 		server:   grpcprom.NewServerMetrics(),
 		client:   grpcprom.NewClientMetrics(),
-		shown:    map[string]struct{}{},
 		clusters: map[string]struct{}{},
 	}
 	if r != nil {
@@ -86,7 +89,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 func newTLSFailures(r prometheus.Registerer) *prometheus.CounterVec {
 	failures := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sidestream_mesh_tls_failures_total",
-		Help: "Connections with peers, in both directions, that TLS did not let come about, by reason.",
+		Help: "Connections with peers, in both directions, that TLS did not let come about: expired, authority, name, plaintext, other.",
 	}, []string{"reason"})
 	if r != nil {
 		var already prometheus.AlreadyRegisteredError
@@ -102,7 +105,18 @@ func newTLSFailures(r prometheus.Registerer) *prometheus.CounterVec {
 	return failures
 }
 
+// The states of peers, as a label.
+const (
+	statePeerReady   = "ready"
+	statePeerUnready = "unready"
+	statePeerDrains  = "draining"
+	statePeerAway    = "disconnected"
+)
+
 var (
+	peersDesc = prometheus.NewDesc("sidestream_mesh_peers",
+		"Peers, and addresses of peers, by their cluster and state: ready, unready, draining, disconnected.",
+		[]string{"peer_cluster", "state"}, nil)
 	conditionsDesc = prometheus.NewDesc("sidestream_mesh_conditions",
 		"Peers, and addresses of peers, with a condition that a person should look at, by condition.", []string{"condition"}, nil)
 	expiryDesc = prometheus.NewDesc("sidestream_mesh_certificate_expiry_timestamp_seconds",
@@ -113,6 +127,7 @@ var (
 type collector struct{ mesh *Mesh }
 
 func (collector) Describe(to chan<- *prometheus.Desc) {
+	to <- peersDesc
 	to <- conditionsDesc
 	to <- expiryDesc
 }
@@ -122,10 +137,16 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	for _, condition := range conditions {
 		counts[condition] = 0
 	}
+	type place struct{ cluster, state string }
+	peers := map[place]int{}
 	for _, p := range c.mesh.Peers() {
+		peers[place{c.mesh.metrics.cluster(p.Cluster), stateOf(p)}]++
 		for _, condition := range p.Conditions {
 			counts[condition]++
 		}
+	}
+	for at, n := range peers {
+		to <- prometheus.MustNewConstMetric(peersDesc, prometheus.GaugeValue, float64(n), at.cluster, at.state)
 	}
 	for condition, n := range counts {
 		to <- prometheus.MustNewConstMetric(conditionsDesc, prometheus.GaugeValue, float64(n), condition)
@@ -135,20 +156,16 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-func (m *metrics) setPeers(counts map[string]int) {
-	sums := map[string]float64{}
-	for cluster, n := range counts {
-		sums[m.cluster(cluster)] += float64(n)
+func stateOf(p PeerStatus) string {
+	switch {
+	case !p.Connected:
+		return statePeerAway
+	case p.Draining:
+		return statePeerDrains
+	case !p.Ready:
+		return statePeerUnready
 	}
-	for cluster := range m.shown {
-		if _, ok := sums[cluster]; !ok {
-			m.peers.WithLabelValues(cluster).Set(0)
-		}
-	}
-	for cluster, n := range sums {
-		m.shown[cluster] = struct{}{}
-		m.peers.WithLabelValues(cluster).Set(n)
-	}
+	return statePeerReady
 }
 
 func (m *metrics) rtt(cluster string, rtt time.Duration) {
@@ -157,10 +174,17 @@ func (m *metrics) rtt(cluster string, rtt time.Duration) {
 
 func (m *metrics) frame(direction string, f *pb.Frame) {
 	m.frames.WithLabelValues(direction, kindOf(f)).Inc()
+	m.bytes.WithLabelValues(direction).Add(float64(proto.Size(f)))
+	if h := f.GetHolds(); h != nil && h.GetBase() == 0 && !h.GetMore() { // its last piece
+		m.resyncs.WithLabelValues(direction).Inc()
+	}
 }
 
-// cluster is a peer's cluster as a label. The first ones keep their names.
+// cluster is a peer's cluster as a label. The first ones keep their names; where nobody has answered it is not known.
 func (m *metrics) cluster(name string) string {
+	if name == "" {
+		return "unknown"
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.clusters[name]; !ok {

@@ -210,7 +210,6 @@ func (m *Mesh) keep(l *link) error {
 	l.setPeriod(m.period(l.node.ID, time.Now()))
 	m.choose(p)
 	m.know(l.address, l.node.ID)
-	m.countPeers()
 	m.wakeAnnounce.raise() // the first of a cluster
 	m.wakeDeadline.raise()
 	return nil
@@ -272,7 +271,6 @@ func (m *Mesh) remove(l *link, why error) {
 		}
 		p.deadline = earlier(p.deadline, l.deadline())
 	}
-	m.countPeers()
 	if p.primary != nil {
 		m.log.Debug("peer connection ended, another one goes on", "peer", p.node.ID, "error", why)
 		if p.primary != before && p.primary.complete() {
@@ -304,7 +302,6 @@ func (m *Mesh) forget(p *peer, why error, tell bool) {
 		l.end(why)
 	}
 	m.o.Catalogue.Forget(p.node.ID)
-	m.countPeers()
 	m.revisit(p)
 	m.log.Info("peer gone", "peer", p.node.ID, "peer_cluster", p.node.Cluster, "error", why)
 	if !tell || now.Sub(p.told) < toldFor {
@@ -365,17 +362,6 @@ func (m *Mesh) fallBack(l *link) {
 	if err := m.o.Catalogue.SetPeer(l.node, l.set()); err != nil {
 		l.log.Warn("holds of a peer not believed", "error", err)
 	}
-}
-
-// countPeers brings the metric up to date. The caller holds mu.
-func (m *Mesh) countPeers() {
-	counts := map[string]int{}
-	for _, p := range m.peers {
-		if p.primary != nil {
-			counts[p.node.Cluster]++
-		}
-	}
-	m.metrics.setPeers(counts)
 }
 
 // watchDeadlines ends links whose heartbeat is lost, and gives up nodes that did not come back.

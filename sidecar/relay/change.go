@@ -190,7 +190,7 @@ func (u *upstream) arrived(t *media.Track) media.Sink {
 	case l == nil && (s.published || u.second):
 		return nil // the source before did not have it
 	case l == nil:
-		l = newLane(t.Kind(), &s.newest, s.step)
+		l = s.newLane(t.Kind())
 		s.lanes = append(s.lanes, l)
 	}
 	f, err := l.newFeed(t, u.fail)

@@ -19,6 +19,7 @@ import (
 	"github.com/pion/rtp"
 	"github.com/pion/rtp/codecs"
 	"github.com/pion/webrtc/v4"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/pion/webrtc/v4/pkg/media/samplebuilder"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -566,7 +567,11 @@ func TestChangeParentKilled(t *testing.T) {
 			publish(t, origin, test.codec)
 			newRelay(t, origin, first, nil)
 			newRelay(t, origin, second, nil)
-			subject := newRelay(t, first, child, nil)
+			registry := prometheus.NewPedanticRegistry()
+			subject := newRelay(t, first, child, func(o *SessionOptions) {
+				o.Metrics = NewSessionMetrics(registry)
+				o.Share = func() Share { return Share{Crosses: true, Foreign: true, Viewers: 3} }
+			})
 			v := newViewer(t, child)
 			v.await(60, 100)
 			first.cable.cut.Store(true)
@@ -583,6 +588,28 @@ func TestChangeParentKilled(t *testing.T) {
 				t.Errorf("%d frames missing", s.missing)
 			}
 			subject.awaitFlow(t, FlowOn)
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums, bytes := map[string]float64{}, map[string]float64{}
+			for _, f := range families {
+				for _, m := range f.GetMetric() {
+					switch f.GetName() {
+					case "sidestream_relay_freeze_seconds":
+						sums[m.GetLabel()[0].GetValue()] += m.GetHistogram().GetSampleSum()
+					case "sidestream_intercluster_bytes_total", "sidestream_intercluster_saved_bytes_total":
+						bytes[f.GetName()] = m.GetCounter().GetValue()
+					}
+				}
+			}
+			if sums["video"] < silenceMin.Seconds() || sums["audio"] < silenceMin.Seconds() {
+				t.Errorf("breaks in seconds: %v", sums)
+			}
+			carried, saved := bytes["sidestream_intercluster_bytes_total"], bytes["sidestream_intercluster_saved_bytes_total"]
+			if carried == 0 || saved != 2*carried {
+				t.Errorf("carried and saved: %v", bytes)
+			}
 		})
 	}
 }

@@ -56,9 +56,10 @@ const (
 // that the picture does not have to wait for the next one.
 type lane struct {
 	kind    webrtc.RTPCodecType
-	history *media.History    // of what goes out, by the numbers it has there; answers the local server's NACKs too
-	newest  *atomic.Int64     // when the last packet came, in Unix nanoseconds; shared by the session's lanes
-	report  func(step string) // records a step
+	history *media.History      // of what goes out, by the numbers it has there; answers the local server's NACKs too
+	newest  *atomic.Int64       // when the last packet came, in Unix nanoseconds; shared by the session's lanes
+	report  func(step string)   // records a step
+	froze   func(time.Duration) // records how long nothing came while the source changed; nil: nobody wants to know
 
 	// What is published; fixed before out is made, which is before the lane opens.
 	codec      webrtc.RTPCodecParameters
@@ -92,6 +93,7 @@ type lane struct {
 	delay delay
 
 	keyAt    time.Time // when a key frame came last
+	brokeOff time.Time // when the last packet of the source before came; zero once the current one has sent one
 	last     edge
 	arrival  time.Time // of the last packet
 	frameAt  time.Time // of the newest frame's first packet
@@ -284,6 +286,12 @@ func (l *lane) takeLocked(f *feed, p *media.Packet) bool {
 		return false
 	}
 	position := l.history.Add(p)
+	if !l.brokeOff.IsZero() {
+		if l.froze != nil {
+			l.froze(time.Since(l.brokeOff))
+		}
+		l.brokeOff = time.Time{}
+	}
 	l.noteLocked(p)
 	if l.through {
 		l.sendLocked(p, position)
@@ -626,6 +634,7 @@ func (l *lane) switchLocked(f *feed) {
 	old := l.current
 	if old != nil {
 		old.done = true
+		l.brokeOff = l.arrival
 	}
 	if l.spare != nil {
 		l.spare.renew()

@@ -1550,6 +1550,39 @@ type Status struct {
 	Session   *SessionStatus     `json:"session,omitempty"`
 }
 
+// Share says who is served by a relay's bytes, and whether they come over a way between clusters.
+type Share struct {
+	Crosses bool // the parent is in another cluster
+	Foreign bool // the origin is
+	Viewers int  // at this node
+}
+
+// spared is how many more copies would cross if each viewer played at the origin's cluster.
+func (s Share) spared() int {
+	switch {
+	case !s.Foreign:
+		return 0
+	case s.Crosses:
+		return max(s.Viewers-1, 0)
+	}
+	return s.Viewers
+}
+
+// Share is that of a stream's relay as it runs now.
+func (m *Manager) Share(id adapters.StreamID) Share {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.entries[id]
+	if e == nil || e.run == nil {
+		return Share{}
+	}
+	state, _ := m.o.Catalogue.Snapshot()
+	origin, known := state.Node(e.run.publication.Origin)
+	return Share{
+		Crosses: e.run.outside, Foreign: known && origin.Cluster != state.Self().Cluster, Viewers: e.demand.Viewers,
+	}
+}
+
 // Status lists the streams that are wanted or carried here, by name.
 func (m *Manager) Status() []Status {
 	now := time.Now()

@@ -62,7 +62,7 @@ type managerMetrics struct {
 // newManagerMetrics registers the metrics; without a registerer they count for nobody.
 func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 	relays := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "sidestream_relays", Help: "Relays that run at this node, by state.",
+		Name: "sidestream_relays", Help: "Streams that are relayed here, or are about to be: connecting, live.",
 	}, []string{"state"})
 	standbys := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "sidestream_relay_standbys", Help: "Second copies of relayed streams: running, or missing.",
@@ -71,7 +71,7 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 		standbys:       standbys.WithLabelValues("running"),
 		standbyMissing: standbys.WithLabelValues("missing"),
 		standbyEnds: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_relay_standby_ends_total", Help: "Second copies that ended, by reason.",
+			Name: "sidestream_relay_standby_ends_total", Help: "Second copies that ended: took over, failed, unwanted.",
 		}, []string{"reason"}),
 		connecting: relays.WithLabelValues("connecting"),
 		live:       relays.WithLabelValues("live"),
@@ -79,7 +79,9 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 			Name: "sidestream_relay_starts_total", Help: "Attempts to relay a stream.",
 		}),
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_relay_ends_total", Help: "Relays and attempts that ended, by reason.",
+			Name: "sidestream_relay_ends_total", Help: "Relays and attempts that ended: unwanted, drained, moved, origin (it is published here), lost and quiet (the parent is gone, " +
+				"or has nothing), dropped (the local server lost it), loop, infeasible, refused, unfit (the server does not take its codecs), " +
+				"yielded (to a publisher), failed.",
 		}, []string{"reason"}),
 		losses: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_relay_source_losses_total",
@@ -90,17 +92,17 @@ func newManagerMetrics(r prometheus.Registerer) *managerMetrics {
 			Buckets: prometheus.ExponentialBuckets(0.05, 2, 9),
 		}),
 		acquires: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_acquires_total", Help: "Plays that asked for a stream, by result.",
+			Name: "sidestream_acquires_total", Help: "Plays that asked for a stream: live, origin (it is published here), missing, full, timeout, unfit.",
 		}, []string{"result"}),
 		acquireTime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sidestream_acquire_seconds", Help: "Time that plays waited until their stream was live here.",
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
 		}),
 		claims: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_claims_total", Help: "Claims that this node asked for, by answer.",
+			Name: "sidestream_claims_total", Help: "Claims to fetch a stream for the cluster that this node asked for: granted, held (by another node), silent, foreign.",
 		}, []string{"answer"}),
 		answers: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sidestream_claim_answers_total", Help: "Claims that this node answered as owner, by answer.",
+			Name: "sidestream_claim_answers_total", Help: "Claims that this node answered as owner: granted, held, foreign.",
 		}, []string{"answer"}),
 	}
 	for _, v := range []string{resultLive, resultOrigin, resultMissing, resultFull, resultTimeout, resultUnfit} {

@@ -569,6 +569,35 @@ func TestReadersJoin(t *testing.T) {
 	})
 }
 
+// What comes from another cluster crosses once, whoever fetched it; each further viewer would have had it cross again.
+func TestShare(t *testing.T) {
+	for name, tt := range map[string]struct {
+		parent ID
+		hold   string
+		want   relay.Share
+	}{
+		"from the origin's cluster": {"b1", "5 b1", relay.Share{Crosses: true, Foreign: true, Viewers: 3}},
+		"within the cluster":        {"a2", "5 b1 a2", relay.Share{Foreign: true, Viewers: 3}},
+		"of the own cluster":        {"a2", "5 a2", relay.Share{Viewers: 3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, nil, func(b *bed) {
+				if got := b.manager.Share("x"); got != (relay.Share{}) {
+					b.Errorf("before: %+v", got)
+				}
+				b.peer("b1")
+				b.peer(tt.parent, tt.hold)
+				b.play()()
+				b.readers(3)
+				after(time.Second)
+				if got := b.manager.Share("x"); got != tt.want {
+					b.Errorf("%+v", got)
+				}
+			})
+		})
+	}
+}
+
 func TestHeldWhereTheServerDoesNotCount(t *testing.T) {
 	run(t, nil, func(b *bed) {
 		b.peer("b1", "5 b1")

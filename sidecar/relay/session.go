@@ -87,6 +87,8 @@ type SessionOptions struct {
 	Grace   time.Duration
 	Logger  *slog.Logger    // nil: discard
 	Metrics *SessionMetrics // nil: none
+	// Share tells for the metrics what the stream's bytes spare the ways between clusters; nil: nobody knows.
+	Share func() Share
 }
 
 // Session carries one stream from a parent into the local server; what is published there stays when the parent changes. It
@@ -119,6 +121,14 @@ type Session struct {
 	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	joins        joins
 	ended        string
+}
+
+func (s *Session) newLane(kind webrtc.RTPCodecType) *lane {
+	l := newLane(kind, &s.newest, s.step)
+	if s.options.Metrics != nil {
+		l.froze = s.options.Metrics.freeze(kind)
+	}
+	return l
 }
 
 // limits are constants but for tests.
@@ -296,7 +306,7 @@ func (s *Session) awaitTracks(ctx context.Context, u *upstream) error {
 	s.published = true
 	for _, p := range promised {
 		if s.laneLocked(p.kind) == nil && len(p.codecs) == 1 {
-			l := newLane(p.kind, &s.newest, s.step)
+			l := s.newLane(p.kind)
 			l.codec, l.extensions = p.codecs[0], p.extensions
 			s.lanes = append(s.lanes, l)
 		}

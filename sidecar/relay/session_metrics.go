@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pion/webrtc/v4"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -19,11 +20,13 @@ type SessionMetrics struct {
 	added     *prometheus.HistogramVec
 	changes   *prometheus.CounterVec
 	changed   prometheus.Histogram
+	freezes   *prometheus.HistogramVec
 	layers    prometheus.Counter
 
-	mu     sync.Mutex
-	active map[*Session]map[trackCounter]float64 // what was last read of each
-	total  map[trackCounter]float64              // never falls
+	mu             sync.Mutex
+	active         map[*Session]map[trackCounter]float64 // what was last read of each
+	total          map[trackCounter]float64              // never falls
+	carried, saved float64                               // bytes between clusters
 }
 
 // trackCounter is one counter, of one kind of media or by another label.
@@ -34,7 +37,7 @@ type trackCounter struct {
 
 var (
 	activeDesc = prometheus.NewDesc("sidestream_relay_sessions",
-		"Relay sessions by state.", []string{"state"}, nil)
+		"Sessions of relays: starting, live.", []string{"state"}, nil)
 	limitedDesc = prometheus.NewDesc("sidestream_relay_limited_sessions",
 		"Relay sessions whose path from the parent lately carried less than was sent.", nil, nil)
 	packetsDesc = prometheus.NewDesc("sidestream_relay_packets_total",
@@ -48,7 +51,7 @@ var (
 	nacksDesc = prometheus.NewDesc("sidestream_relay_nacks_total",
 		"NACK packets sent to parents.", []string{"kind"}, nil)
 	requestsSentDesc = prometheus.NewDesc("sidestream_relay_key_frame_requests_sent_total",
-		"Key frame requests sent to parents.", []string{"kind"}, nil)
+		"Key frame requests sent to parents: once a second at most.", []string{"kind"}, nil)
 	requestsReceivedDesc = prometheus.NewDesc("sidestream_relay_key_frame_requests_received_total",
 		"Key frame requests received from the local server.", []string{"kind"}, nil)
 	resentDesc = prometheus.NewDesc("sidestream_relay_resent_packets_total",
@@ -68,6 +71,10 @@ var (
 		"Empty packets in the place of missing sound, for local servers that count.", []string{"kind"}, nil)
 	sendErrorsDesc = prometheus.NewDesc("sidestream_relay_send_errors_total",
 		"RTP packets that could not be sent to the local server.", []string{"kind"}, nil)
+	carriedDesc = prometheus.NewDesc("sidestream_intercluster_bytes_total",
+		"RTP payload bytes of relayed streams that came from other clusters, without second copies.", nil, nil)
+	savedDesc = prometheus.NewDesc("sidestream_intercluster_saved_bytes_total",
+		"RTP payload bytes that would have come from other clusters besides, had each viewer here played the stream at its origin's cluster.", nil, nil)
 	standbyPacketsDesc = prometheus.NewDesc("sidestream_relay_standby_packets_total",
 		"RTP packets received as second copies of streams; those of one that has taken over count as its source's, too.", []string{"kind"}, nil)
 	standbyBytesDesc = prometheus.NewDesc("sidestream_relay_standby_bytes_total",
@@ -82,7 +89,8 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 	m := &SessionMetrics{
 		ends: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_relay_session_ends_total",
-			Help: "Relay sessions that ended, by the side that ended them, and what was being done.",
+			Help: "Relay sessions that ended, by the side that ended them and the step: play, connect, wait for media (it was accepted and nothing " +
+				"came), wait for a key frame, publish, relay (the connection died), change codec; none: not wanted any more.",
 		}, []string{"side", "step"}),
 		frees: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_relay_session_frees_total",
@@ -99,12 +107,17 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 		}, []string{"kind"}),
 		changes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sidestream_relay_source_changes_total",
-			Help: "Changes of source of a live relay session, by how the new source took over.",
+			Help: "Changes of source under live viewers: aligned (no frame need be missing), key frame, clock (sound alone), standby, failed.",
 		}, []string{"how"}),
 		changed: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sidestream_relay_source_change_seconds",
 			Help: "From the begin of a change of source to media of the new one.", Buckets: buckets,
 		}),
+		freezes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "sidestream_relay_freeze_seconds",
+			Help:    "At changes of source: from the old source's last packet to the first that went on from the new one; a frame's time is no freeze.",
+			Buckets: []float64{.02, .05, .1, .2, .3, .5, 1, 2, 5, 10},
+		}, []string{"kind"}),
 		layers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "sidestream_relay_layer_changes_total",
 			Help: "Times that a parent was asked for another simulcast layer, for what the path can carry.",
@@ -123,7 +136,7 @@ func NewSessionMetrics(r prometheus.Registerer) *SessionMetrics {
 	})
 	m.steps = map[string]prometheus.Observer{StepFirstPacket: firstPacket, StepFirstKeyFrame: firstKeyFrame, StepLive: live}
 	if r != nil {
-		r.MustRegister(m.ends, m.frees, m.roundTrip, m.added, firstPacket, firstKeyFrame, live, m.changes, m.changed, m.layers, m)
+		r.MustRegister(m.ends, m.frees, m.roundTrip, m.added, firstPacket, firstKeyFrame, live, m.changes, m.changed, m.freezes, m.layers, m)
 	}
 	return m
 }
@@ -133,7 +146,7 @@ func (m *SessionMetrics) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		activeDesc, limitedDesc, packetsDesc, bytesDesc, lostDesc, repairedDesc, nacksDesc, requestsSentDesc, requestsReceivedDesc,
 		resentDesc, waitedDesc, givenUpDesc, filledDesc, sendErrorsDesc, restartsDesc, clockJumpsDesc, uselessDesc,
-		standbyPacketsDesc, standbyBytesDesc, standbyFilledDesc,
+		standbyPacketsDesc, standbyBytesDesc, standbyFilledDesc, carriedDesc, savedDesc,
 	} {
 		descriptions <- d
 	}
@@ -156,11 +169,14 @@ func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 		}
 	}
 	total := maps.Clone(m.total)
+	carried, saved := m.carried, m.saved
 	m.mu.Unlock()
 	for state, n := range states {
 		metrics <- prometheus.MustNewConstMetric(activeDesc, prometheus.GaugeValue, n, state)
 	}
 	metrics <- prometheus.MustNewConstMetric(limitedDesc, prometheus.GaugeValue, limited)
+	metrics <- prometheus.MustNewConstMetric(carriedDesc, prometheus.CounterValue, carried)
+	metrics <- prometheus.MustNewConstMetric(savedDesc, prometheus.CounterValue, saved)
 	for counter, n := range total {
 		metrics <- prometheus.MustNewConstMetric(counter.description, prometheus.CounterValue, n, counter.label)
 	}
@@ -172,7 +188,15 @@ func (m *SessionMetrics) readLocked(s *Session) SessionStatus {
 	add := func(description *prometheus.Desc, label string, n uint64) {
 		counter := trackCounter{description, label}
 		// What was late rather than lost makes the count of losses fall again; a counter must not.
-		if rise := float64(n) - before[counter]; rise >= 0 {
+		rise := float64(n) - before[counter]
+		if rise > 0 && description == bytesDesc && s.options.Share != nil {
+			share := s.options.Share()
+			if share.Crosses {
+				m.carried += rise
+			}
+			m.saved += rise * float64(share.spared())
+		}
+		if rise >= 0 {
 			m.total[counter] += rise
 			before[counter] = float64(n)
 		}
@@ -252,12 +276,15 @@ func (m *SessionMetrics) freed(side Side, gone bool, err error) {
 // lookInterval is how often a live session's times are looked at.
 const lookInterval = 5 * time.Second
 
-// look takes the times of a live session as they are now.
+// look takes the times of a live session as they are now, and what it has carried for the viewers of now.
 func (m *SessionMetrics) look(s *Session) {
 	if m == nil {
 		return
 	}
-	for _, t := range s.Status().Tracks {
+	m.mu.Lock()
+	status := m.readLocked(s)
+	m.mu.Unlock()
+	for _, t := range status.Tracks {
 		observe(m.roundTrip.WithLabelValues(string(Parent)), t.RTT)
 		observe(m.roundTrip.WithLabelValues(string(LocalServer)), t.ServerRTT)
 		observe(m.added.WithLabelValues(t.Kind), t.Added)
@@ -275,6 +302,12 @@ func (m *SessionMetrics) change(how string, took time.Duration, err error) {
 	}
 	m.changes.WithLabelValues(how).Inc()
 	observe(m.changed, took)
+}
+
+// freeze gives what observes the breaks of one kind of media at changes of source.
+func (m *SessionMetrics) freeze(kind webrtc.RTPCodecType) func(time.Duration) {
+	h := m.freezes.WithLabelValues(kind.String())
+	return func(d time.Duration) { observe(h, d) }
 }
 
 // layer counts a parent that was asked for another layer.

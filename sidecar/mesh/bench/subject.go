@@ -288,14 +288,23 @@ func sum(values map[string]float64, name string) float64 {
 // connected is how many peers the sidecar is connected with now.
 func (s *subject) connected(ctx context.Context) (int, error) {
 	m, err := s.metrics(ctx)
-	return int(sum(m, "sidestream_mesh_peers")), err
+	return connected(m), err
+}
+
+func connected(m map[string]float64) (peers int) {
+	for key, v := range m {
+		if strings.HasPrefix(key, "sidestream_mesh_peers{") && !strings.Contains(key, `state="disconnected"`) {
+			peers += int(v)
+		}
+	}
+	return peers
 }
 
 // complete says whether so many peers are connected, and have told what they hold.
 func (s *subject) complete(ctx context.Context, peers int) (bool, error) {
 	m, err := s.metrics(ctx)
 	sets := m[`sidestream_mesh_frames_total{direction="in",kind="holds"}`]
-	return int(sum(m, "sidestream_mesh_peers")) == peers && int(sets) >= peers, err
+	return connected(m) == peers && int(sets) >= peers, err
 }
 
 // streams is how many streams the sidecar knows of.
