@@ -19,7 +19,7 @@ var update = flag.Bool("update", false, "write the generated part of docs/metric
 func TestMetricsAreDocumented(t *testing.T) {
 	client, registry, logger := fake.NewClientset(), prometheus.NewRegistry(), slog.New(slog.DiscardHandler)
 	newMetrics(registry)
-	newMissed(client.CoreV1(), newEvents(client.CoreV1(), logger), registry, logger)
+	newMissed(client.CoreV1(), newEvents(client.CoreV1(), logger), nil, registry, logger)
 	certs.New(certs.Options{Registerer: registry, Logger: logger})
 	all, err := metricsdoc.Of(registry, "sidestream_")
 	if err != nil {
