@@ -88,7 +88,8 @@ func plays(frames int) chromedp.Action[chromedp.Void] {
 // seen is what the page says of a stream that it plays.
 type seen struct {
 	FirstFrameMs, RoundTripMs, FramesDecoded, AudioEnergy, Freezes, Width float64
-	Codec                                                                 string
+	PacketsReceived                                                       float64
+	Codec, Region                                                         string
 }
 
 func numbers(ctx context.Context, t *testing.T) seen {
@@ -115,7 +116,7 @@ func TestBrowser(t *testing.T) {
 	watching := tab(browser, t)
 	if err := chromedp.Do(watching,
 		chromedp.EmulateViewport(1200, 800),
-		chromedp.Navigate(url["germany"]+"/?stream=demo"),
+		chromedp.Navigate(url["germany"]+"/?stream=demo&from=germany"),
 		plays(90),
 	); err != nil {
 		picture(watching, t, "watch-failed")
@@ -134,10 +135,10 @@ func TestBrowser(t *testing.T) {
 	publishing := tab(browser, t)
 	if err := chromedp.Do(publishing,
 		chromedp.EmulateViewport(1200, 800),
-		chromedp.Navigate(url["singapore"]+"/#publish"),
-		chromedp.SetValue(chromedp.CSS(`#publish-form [name=stream]`), "camera"),
-		chromedp.SetValue(chromedp.CSS(`#publish-form [name=source]`), "camera"),
-		chromedp.Click(chromedp.CSS(`#publish-form [type=submit]`)),
+		chromedp.Navigate(url["singapore"]+"/sidestream/publish"),
+		chromedp.SetValue(chromedp.CSS(`#form [name=stream]`), "camera"),
+		chromedp.SetValue(chromedp.CSS(`#form [name=source]`), "camera"),
+		chromedp.Click(chromedp.CSS(`#form [type=submit]`)),
 		chromedp.Poll[chromedp.Void](`window.sidestream.published?.packetsSent > 100`, chromedp.WithPollingTimeout(40*time.Second)),
 	); err != nil {
 		t.Fatalf("publish a camera in singapore: %v", err)
@@ -146,7 +147,7 @@ func TestBrowser(t *testing.T) {
 	p.await(ctx, t, "the camera is published", func(e event) bool { return e.Event == "published" && e.Stream == "camera" })
 	far := tab(browser, t)
 	if err := chromedp.Do(far,
-		chromedp.Navigate(url["germany"]+"/?stream=camera"),
+		chromedp.Navigate(url["germany"]+"/?stream=camera&from=germany"),
 		plays(60),
 	); err != nil {
 		t.Fatalf("watch the camera in germany: %v", err)

@@ -229,6 +229,13 @@ func endpoint(t *testing.T, address string) adapters.Endpoint {
 // getJSON reads a status page.
 func getJSON(ctx context.Context, t *testing.T, address string, into any) {
 	t.Helper()
+	if err := json.Unmarshal(getBody(ctx, t, address), into); err != nil {
+		t.Fatalf("%s: %v", address, err)
+	}
+}
+
+func getBody(ctx context.Context, t *testing.T, address string) []byte {
+	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +245,9 @@ func getJSON(ctx context.Context, t *testing.T, address string, into any) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s, %v", address, resp.Status, err)
 	}
+	return body
 }

@@ -337,25 +337,25 @@ func (d *demo) dialer(from *demoPlace) mesh.DialFunc {
 	return func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }
 }
 
-// page puts the region's page in front of its gateway.
+// page puts the region's pages in front of its gateway; its first address leads to them.
 func (d *demo) page(p *demoPlace) func(http.Handler) http.Handler {
 	return func(gateway http.Handler) http.Handler {
-		page := console.Handler(d.pageOptions(p))
+		pages := below(console.Path, console.Handler(d.pageOptions(p)), gateway)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// Not a ServeMux: it would tidy the paths that the gateway wants to see as they came.
-			if r.Method == http.MethodGet && (r.URL.Path == "/" || strings.HasPrefix(r.URL.Path, "/static/")) {
-				page.ServeHTTP(w, r)
+			if r.Method == http.MethodGet && r.URL.Path == "/" {
+				to := url.URL{Path: console.Path, RawQuery: r.URL.RawQuery}
+				http.Redirect(w, r, to.String(), http.StatusTemporaryRedirect)
 				return
 			}
-			gateway.ServeHTTP(w, r)
+			pages.ServeHTTP(w, r)
 		})
 	}
 }
 
 func (d *demo) pageOptions(here *demoPlace) console.Options {
-	o := console.Options{Region: here.Name, Stream: d.stream}
+	o := console.Options{Region: here.Name, Stream: d.stream, Streams: here.node.list, Cascade: here.node.cascade}
 	for _, p := range d.places {
-		o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url})
+		o.Regions = append(o.Regions, console.Region{Name: p.Name, URL: p.url + console.Path})
 	}
 	return o
 }
@@ -460,11 +460,12 @@ func (d *demo) welcome() {
 %s
 Try this:
   1. Open %s: the stream is pulled from %s once, however many watch.
-  2. Open %s as well: the same stream from its origin, %s away. With -loss 1 you see the difference.
-  3. Publish yourself: the Publish tab, or OBS, GStreamer, ffmpeg 8 by WHIP to %s/whip/NAME.
-  4. Close the pages: 15 seconds later nothing crosses any more.
+  2. There, Measurements and Compare: far against near, with 1 %% loss on both last miles.
+  3. There, Cascade: what crosses between the regions, and what need not.
+  4. Publish yourself: the Publish page, or OBS, GStreamer, ffmpeg 8 by WHIP to %s/whip/NAME.
+  5. Close the pages: 15 seconds later nothing crosses any more.
 Ctrl-C ends it.
-`, table.String(), first, d.places[0].url, demoPublisher, d.place(demoPublisher).url, d.place(demoPublisher).Viewer, d.places[2].url))
+`, table.String(), first, d.places[0].url, demoPublisher, d.places[2].url))
 }
 
 // narrate tells of streams that come and go in the regions, until ctx ends.

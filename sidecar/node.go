@@ -74,6 +74,7 @@ type node struct {
 	peers    *http.Client // to the peer ports of others
 	local    *http.Client // to the media server
 	relays   *relay.Manager
+	carriage *relay.SessionMetrics
 	gateway  *gateway.Gateway
 	tokens   *gateway.Tokens
 
@@ -139,12 +140,12 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		return nil, err
 	}
 	n.local = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: 2 * time.Second}}
-	sessionMetrics := relay.NewSessionMetrics(n.registry)
+	n.carriage = relay.NewSessionMetrics(n.registry)
 	n.relays = relay.NewManager(relay.ManagerOptions{
 		Catalogue: n.known,
 		Peers:     parents{n.mesh},
 		NewSession: func(s relay.Spec) relay.Runner {
-			return n.newSession(s, sessionMetrics)
+			return n.newSession(s, n.carriage)
 		},
 		NewSource: n.newSource,
 		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
@@ -365,6 +366,7 @@ func (n *node) run(ctx context.Context) error {
 	if n.around.viewers != nil {
 		viewers = n.around.viewers(viewers)
 	}
+	front = n.console(front)
 	if n.around.front != nil {
 		front = n.around.front(front)
 	}
@@ -378,12 +380,12 @@ func (n *node) run(ctx context.Context) error {
 	doors := []part{
 		n.gateway.Run, n.port.Run, n.mesh.Run,
 		serveHTTP(viewers, front),
-		serveHTTP(n.port.HTTP(), n.gateway.PeerHandler()),
-		serveHTTP(n.listeners.admin, admin.New(admin.Options{
+		serveHTTP(n.port.HTTP(), n.peerDoor(n.gateway.PeerHandler())),
+		serveHTTP(n.listeners.admin, n.consoleForAdmin(admin.New(admin.Options{
 			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
 			Demand:  &hooks{relays: n.relays, pod: n.settings.PodIP, logger: n.logger},
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
-		})),
+		}))),
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
 	}
 	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.endSuperseded, n.discover}

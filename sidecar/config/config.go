@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -60,6 +61,7 @@ type Config struct {
 	Relay   Relay   `envPrefix:"RELAY_"`
 	Publish Publish `envPrefix:"PUBLISH_"`
 	Admin   Admin   `envPrefix:"ADMIN_"`
+	Console Console `envPrefix:"CONSOLE_"`
 	SFU     SFU     `envPrefix:"SFU_"`
 	Log     Log     `envPrefix:"LOG_"`
 }
@@ -206,6 +208,67 @@ type JWT struct {
 	Audience string `env:"AUDIENCE"`
 	// OpenPaths are the server's other paths that anybody may ask for, such as pages: names, or patterns as of path.Match.
 	OpenPaths []string `env:"OPEN_PATHS"`
+}
+
+// Closed says that not everybody may publish and play.
+func (j JWT) Closed() bool { return j.KeyFile != "" || j.JWKSURL != nil }
+
+// Console is the web pages that the gateway serves below /sidestream/.
+type Console struct {
+	Enabled bool `env:"ENABLED"`
+	// Regions are the pages of all regions, as name=URL, in the order in which they are shown.
+	Regions []Page `env:"REGIONS"`
+	// Places are where clusters are on the map, as name=latitude/longitude, where their names do not tell it.
+	Places []Place `env:"PLACES"`
+	// Token lets operators see the cascade there, as does a header that a proxy sets: one of TrustedProxies. With neither it is
+	// to be seen at the port for administration alone.
+	Token       Secret `env:"TOKEN"`
+	ProxyHeader string `env:"PROXY_HEADER"`
+}
+
+// Page is a region and the URL of its pages.
+type Page struct {
+	Name string
+	URL  *url.URL
+}
+
+// UnmarshalText reads name=URL.
+func (p *Page) UnmarshalText(text []byte) (err error) {
+	name, address, ok := strings.Cut(string(text), "=")
+	if !ok {
+		return fmt.Errorf("%q: write name=URL, such as germany=https://de.example.org/sidestream/", text)
+	}
+	p.Name = strings.TrimSpace(name)
+	p.URL, err = url.Parse(strings.TrimSpace(address))
+	return err
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (p Page) MarshalText() ([]byte, error) { return []byte(p.Name + "=" + p.URL.String()), nil }
+
+// Place is where a cluster is, in degrees north and east.
+type Place struct {
+	Name                string
+	Latitude, Longitude float64
+}
+
+// UnmarshalText reads name=latitude/longitude.
+func (p *Place) UnmarshalText(text []byte) error {
+	name, where, ok := strings.Cut(string(text), "=")
+	latitude, longitude, both := strings.Cut(where, "/")
+	var errs [2]error
+	p.Name = strings.TrimSpace(name)
+	p.Latitude, errs[0] = strconv.ParseFloat(strings.TrimSpace(latitude), 64)
+	p.Longitude, errs[1] = strconv.ParseFloat(strings.TrimSpace(longitude), 64)
+	if !ok || !both || errors.Join(errs[:]...) != nil {
+		return fmt.Errorf("%q: write name=latitude/longitude, such as germany=50.1/8.7", text)
+	}
+	return nil
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (p Place) MarshalText() ([]byte, error) {
+	return fmt.Appendf(nil, "%s=%g/%g", p.Name, p.Latitude, p.Longitude), nil
 }
 
 // TURN are the servers that go with answers of a media server that names none.

@@ -99,6 +99,10 @@ func full(t *testing.T) Config {
 		Relay:   Relay{Pins: []string{"demo", "studio/*"}, Standby: []string{"studio/*"}, Export: []string{"!private/*"}, Import: []string{"news/*"}, Linger: time.Minute, FanOut: 3, Drain: 55 * time.Second},
 		Publish: Publish{Conflict: Priority, Priority: -3, OnSupersede: End},
 		Admin:   Admin{Listen: ":2", Profile: true},
+		Console: Console{
+			Enabled: true, Regions: []Page{{"germany", parse("https://de.example.org/sidestream/")}, {"us-west", parse("https://us.example.org")}},
+			Places: []Place{{"germany", 50.1, -8.5}}, Token: "ct", ProxyHeader: "X-User",
+		},
 		SFU: SFU{
 			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 			PublishToken: "p", PlayToken: "q", Loopback: true, SimulatedLoss: true, PublisherGrace: time.Second,
@@ -263,6 +267,9 @@ func TestValidate(t *testing.T) {
 		"any port":         {func(c *Config) { c.Admin.Listen, c.Gateway.Listen = ":0", ":0" }, nil},
 		"SFU in here":      {func(c *Config) { c.SFU.Listen = ":18080" }, []string{"are both port 18080"}},
 		"SFU elsewhere":    {func(c *Config) { c.SFU.Listen = ":18080"; c.Adapter.URL = &url.URL{Scheme: "http", Host: "a"} }, nil},
+		"console":          {func(c *Config) { c.Console.Regions = []Page{{"", &url.URL{Scheme: "ftp", Host: "a"}}} }, []string{"a region without a name", "SIDESTREAM_CONSOLE_REGIONS"}},
+		"console, places":  {func(c *Config) { c.Console.Places = []Place{{"a", 91, 0}} }, []string{"SIDESTREAM_CONSOLE_PLACES"}},
+		"console, proxy":   {func(c *Config) { c.Console.ProxyHeader = "X-User" }, []string{"SIDESTREAM_GATEWAY_TRUSTED_PROXIES"}},
 		"SFU grace":        {func(c *Config) { c.SFU.PublisherGrace = -1 }, []string{"SIDESTREAM_SFU_PUBLISHER_GRACE"}},
 		"SFU addresses":    {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
 		"gateway": {

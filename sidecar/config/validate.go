@@ -76,6 +76,8 @@ func (c Config) Validate() error {
 	f.jwt(c.JWT)
 	f.turn(c.TURN)
 
+	f.console(c.Console, c.Gateway)
+
 	f.listen("SIDESTREAM_PEER_LISTEN", c.Peer.Listen)
 	if h := c.Peer.AdvertisedHost; h != "" && !hostName(h) {
 		f.add("SIDESTREAM_PEER_ADVERTISED_HOST is %q: give an IP address or a host name, without port", h)
@@ -287,6 +289,24 @@ func (f *faults) gateway(g Gateway) {
 
 // maxSessions is how many sessions a gateway knows at most.
 const maxSessions = 20000
+
+func (f *faults) console(c Console, g Gateway) {
+	for _, p := range c.Regions {
+		if p.Name == "" {
+			f.add("SIDESTREAM_CONSOLE_REGIONS has a region without a name: write name=URL, such as germany=https://de.example.org/sidestream/")
+		}
+		f.url("SIDESTREAM_CONSOLE_REGIONS", p.URL, "the URL of each region's pages, such as germany=https://de.example.org/sidestream/")
+	}
+	for _, p := range c.Places {
+		if p.Name == "" || !(p.Latitude >= -90 && p.Latitude <= 90 && p.Longitude >= -180 && p.Longitude <= 180) {
+			f.add("SIDESTREAM_CONSOLE_PLACES has %q=%g/%g: write name=latitude/longitude in degrees, such as germany=50.1/8.7", p.Name, p.Latitude, p.Longitude)
+		}
+	}
+	f.token("SIDESTREAM_CONSOLE_TOKEN", c.Token)
+	if c.ProxyHeader != "" && len(g.TrustedProxies) == 0 {
+		f.add("SIDESTREAM_CONSOLE_PROXY_HEADER is %q, and nobody may set it: list the proxy in SIDESTREAM_GATEWAY_TRUSTED_PROXIES", c.ProxyHeader)
+	}
+}
 
 func (f *faults) jwt(j JWT) {
 	f.file("SIDESTREAM_JWT_KEY_FILE", j.KeyFile, "a file with public keys or a secret")

@@ -182,6 +182,17 @@ func (m *SessionMetrics) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
+// Intercluster is how many bytes of payload came from other clusters, and how many more would have come, had each viewer here
+// played at the origin's cluster.
+func (m *SessionMetrics) Intercluster() (carried, saved uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for s := range m.active {
+		m.readLocked(s)
+	}
+	return uint64(m.carried), uint64(m.saved)
+}
+
 // readLocked adds what a session has carried since it was last read, and gives its status.
 func (m *SessionMetrics) readLocked(s *Session) SessionStatus {
 	status, before := s.Status(), m.active[s]
