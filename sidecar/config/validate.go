@@ -264,13 +264,15 @@ func (f *faults) gateway(g Gateway) {
 		name string
 		n    int
 	}{
-		{"PLAYS", g.MaxPlays},
-		{"PUBLICATIONS", g.MaxPublications},
-		{"PER_ADDRESS", g.MaxPerAddress},
-		{"PER_STREAM", g.MaxPerStream},
+		{"MAX_PLAYS", g.MaxPlays},
+		{"MAX_PUBLICATIONS", g.MaxPublications},
+		{"MAX_PER_ADDRESS", g.MaxPerAddress},
+		{"MAX_PER_STREAM", g.MaxPerStream},
+		{"RATE_PER_ADDRESS", g.RatePerAddress},
+		{"RATE_PER_STREAM", g.RatePerStream},
 	} {
 		if limit.n < 0 || limit.n > maxSessions {
-			f.add("SIDESTREAM_GATEWAY_MAX_%s is %d: allow from 1 to %d, or 0 for no bound", limit.name, limit.n, maxSessions)
+			f.add("SIDESTREAM_GATEWAY_%s is %d: allow from 1 to %d, or 0 for no bound", limit.name, limit.n, maxSessions)
 		}
 	}
 	if oneOf(new(Placement), []byte(g.Placement), PlaceOff, PlaceForward, PlaceRedirect) != nil {
