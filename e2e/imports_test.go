@@ -68,6 +68,7 @@ var arrows = map[string][]string{
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
+	"e2e/fuzz":        nil,
 	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
 	"e2e/inject":      nil, // tests only
 	"e2e/metricsdoc":  {"github.com/prometheus/"},

@@ -20,6 +20,9 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
+// PlainName says whether a text can be a node's id or a cluster's name.
+func PlainName(s string) bool { return plainName.MatchString(s) }
+
 // minKey is the least length of a key that nodes share.
 const minKey = 32
 
