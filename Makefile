@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean
+.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean fuzz vuln
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -36,6 +36,11 @@ check: ## format, vet, staticcheck, go.mod, generated code fresh, wire format co
 		mkdir -p bin/_generated/$(dir $(WIRE)) && $(TOOL) buf build --exclude-source-info -o bin/_generated/$(WIRE) && for f in $$(cd bin/_generated && find . -type f); do \
 		cmp bin/_generated/$$f $$f || { echo "not fresh: run make generate"; exit 1; }; done
 	$(GO) test -run TestImports ./e2e
+fuzz: ## what reads foreign bytes, a minute each; ARGS="-time 10m -only gateway"
+	@$(GO) run ./e2e/fuzz $(ARGS)
+vuln: ## known faults of what the programs are built of, by Go's database where that can be reached
+	@$(TOOL) govulncheck ./sidecar ./injector; code=$$?; test $$code != 1 || \
+		{ echo 'nothing was checked: https://vuln.go.dev must be reachable'; exit 0; }; exit $$code
 generate: ## protobuf code from sidecar/proto, and the image of the wire format that check compares with
 	@test ! -e $(WIRE) || $(TOOL) buf breaking --against $(WIRE)
 	$(TOOL) buf generate

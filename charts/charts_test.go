@@ -80,7 +80,11 @@ func TestGolden(t *testing.T) {
 		"most": {
 			"cluster": "germany", "namespaces": []any{"media", "stage"},
 			"sidecar": map[string]any{"pullSecrets": []any{"registry"}, "native": "false", "settings": map[string]any{"SIDESTREAM_RELAY_FAN_OUT": 4}},
-			"peers":   map[string]any{"security": "plaintext", "service": map[string]any{"annotations": map[string]any{"a.example/b": "c"}}},
+			"monitoring": map[string]any{
+				"podMonitor": map[string]any{"enabled": true, "labels": map[string]any{"release": "a"}},
+				"rules":      map[string]any{"enabled": true, "labels": map[string]any{"release": "a"}},
+			},
+			"peers": map[string]any{"security": "plaintext", "service": map[string]any{"annotations": map[string]any{"a.example/b": "c"}}},
 			"injector": map[string]any{
 				"replicas": 1, "failurePolicy": "Fail", "revision": "canary", "excludeNamespaces": []any{"kube-public"},
 				"pullSecrets": []any{"registry"}, "image": map[string]any{"tag": "1.2.3"}, "priorityClassName": "system-cluster-critical",

@@ -68,10 +68,12 @@ var arrows = map[string][]string{
 	"e2e/bed":         {"e2e/wan", "k8s.io/", "golang.org/x/"},
 	"e2e/bed/build":   {"e2e/bed"},
 	"e2e/discovery":   {"e2e/bed", "sidecar/discovery", "sidecar/discovery/endpointslice", "k8s.io/"},
+	"e2e/fuzz":        nil,
 	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
 	"e2e/inject":      nil, // tests only
 	"e2e/metricsdoc":  {"github.com/prometheus/"},
-	"e2e/image":       {"github.com/google/go-containerregistry/"},
+	"e2e/thirdparty":  nil,
+	"e2e/image":       {"e2e/thirdparty", "github.com/google/go-containerregistry/"},
 	"e2e/failover":    {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource"},
 	"e2e/sfubench":    {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "sidecar/relay/relaytest", "github.com/pion/", "golang.org/x/"},
 	"e2e/soak":        {"adapters", "adapters/media", "adapters/whip", "e2e/player", "sidecar/testsource"},

@@ -32,6 +32,7 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		Limits: gateway.Limits{
 			Plays: g.MaxPlays, Publications: g.MaxPublications, PerAddress: g.MaxPerAddress, PerStream: g.MaxPerStream,
 		},
+		Rates:     gateway.Rates{PerAddress: g.RatePerAddress, PerStream: g.RatePerStream},
 		Placement: gateway.Placement(g.Placement), Loads: n.loads, Playing: n.playing, Draining: n.draining.Load,
 		Transport: n.server, Logger: n.logger, Registerer: n.registry,
 	}

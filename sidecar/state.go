@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
 )
 
 // writePause is the least time between two writes of the state.
@@ -41,6 +43,9 @@ func (f stateFile) open(id catalogue.NodeID) state {
 	content, err := os.ReadFile(f.name)
 	if err == nil {
 		err = json.Unmarshal(content, &s)
+	}
+	if err == nil && (s.Node != "" && !config.PlainName(string(s.Node)) || s.Incarnation >= math.MaxUint64-1) {
+		err = fmt.Errorf("node %q, incarnation %d", s.Node, s.Incarnation)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		f.logger.Warn("state cannot be read; going on without a memory", "file", f.name, "error", err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
 )
 
 func TestStateSurvives(t *testing.T) {
@@ -129,5 +130,31 @@ func TestStateIsRememberedAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 		file.remember(ctx) // nobody follows any more
+	})
+}
+
+// FuzzState reads a state file that something has damaged. The node that comes of it can run, and is the same after a restart.
+func FuzzState(f *testing.F) {
+	f.Add([]byte(`{"node":"a","incarnation":3,"record":{"clock":7}}`))
+	f.Add([]byte(`{"node":"a","incarnation":18446744073709551615}`))
+	f.Add([]byte(`{"node":"../a b","incarnation":1}`))
+	f.Add([]byte(`{"record":{"clock":18446744073709551615}}`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		file := stateFile{name: filepath.Join(t.TempDir(), "state.json"), logger: slog.New(slog.DiscardHandler)}
+		if err := os.WriteFile(file.name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := file.open("")
+		if !config.PlainName(string(s.Node)) || s.Incarnation == 0 {
+			t.Fatalf("node %q, incarnation %d", s.Node, s.Incarnation)
+		}
+		known := catalogue.New(catalogue.Node{ID: s.Node, Incarnation: s.Incarnation, Cluster: "germany"})
+		_ = known.Restore(s.Record)
+		if err := known.SetLocal([]adapters.Stream{{ID: "demo", Session: "1"}}); err != nil {
+			t.Skip() // a clock at its end
+		}
+		if again := file.open(""); again.Node != s.Node || again.Incarnation != s.Incarnation+1 {
+			t.Errorf("%s %d becomes %s %d", s.Node, s.Incarnation, again.Node, again.Incarnation)
+		}
 	})
 }

@@ -270,7 +270,11 @@ func (c *client) poll(ctx context.Context, session uint64) ([]message, error) {
 	if err != nil {
 		return nil, err
 	}
-	var events []message
+	return eventsOf(op, body)
+}
+
+// eventsOf reads one event, or a list of them.
+func eventsOf(op string, body []byte) (events []message, err error) {
 	if body = bytes.TrimSpace(body); len(body) > 0 && body[0] == '[' {
 		err = json.Unmarshal(body, &events)
 	} else {

@@ -1,5 +1,6 @@
 // Command image builds the container images of the sidecar and of the injector as tarballs, from source and without a container
-// engine or a registry: a static binary on an empty base. `docker load`, `podman load` and `kind load image-archive` take them.
+// engine or a registry: a static binary on an empty base, and the licences of what is in it. `docker load`, `podman load` and
+// `kind load image-archive` take them. Beside each lies its bill of materials, in CycloneDX.
 package main
 
 import (
@@ -23,6 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/sidestream-dev/sidestream/e2e/thirdparty"
 )
 
 func main() {
@@ -72,7 +75,18 @@ func (p program) write(ctx context.Context, registry, version, arch, dir string,
 	if err != nil {
 		return fmt.Errorf("name the image: %w", err)
 	}
-	layer, err := p.binaryLayer(ctx, version, arch, stderr)
+	modules, err := thirdparty.Of(ctx, arch, p.pkg)
+	if err != nil {
+		return err
+	}
+	bill, err := thirdparty.Bill(p.name, "github.com/sidestream-dev/sidestream", version, modules)
+	if err != nil {
+		return fmt.Errorf("write the bill of materials: %w", err)
+	}
+	if err = os.WriteFile(filepath.Join(dir, p.name+"-"+arch+".cdx.json"), bill, 0o644); err != nil { //nolint:gosec // not secret
+		return err
+	}
+	layer, err := p.layer(ctx, version, arch, thirdparty.Notices(modules), stderr)
 	if err != nil {
 		return err
 	}
@@ -117,7 +131,8 @@ func (p program) assemble(layer v1.Layer, arch string) (v1.Image, error) {
 	return mutate.ConfigFile(image, config)
 }
 
-func (p program) binaryLayer(ctx context.Context, version, arch string, stderr io.Writer) (v1.Layer, error) {
+// layer holds the binary and the licences.
+func (p program) layer(ctx context.Context, version, arch string, licences []byte, stderr io.Writer) (v1.Layer, error) {
 	dir, err := os.MkdirTemp("", "sidestream-image-")
 	if err != nil {
 		return nil, err
@@ -137,12 +152,18 @@ func (p program) binaryLayer(ctx context.Context, version, arch string, stderr i
 	}
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
-	header := &tar.Header{Name: p.name, Mode: 0o555, Size: int64(len(content)), ModTime: time.Unix(0, 0).UTC()}
-	if err = w.WriteHeader(header); err != nil {
-		return nil, err
-	}
-	if _, err = w.Write(content); err != nil {
-		return nil, err
+	for _, f := range []struct {
+		name    string
+		mode    int64
+		content []byte
+	}{{p.name, 0o555, content}, {"licences.txt", 0o444, licences}} {
+		header := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content)), ModTime: time.Unix(0, 0).UTC()}
+		if err = w.WriteHeader(header); err != nil {
+			return nil, err
+		}
+		if _, err = w.Write(f.content); err != nil {
+			return nil, err
+		}
 	}
 	if err = w.Close(); err != nil {
 		return nil, err

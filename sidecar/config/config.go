@@ -189,6 +189,10 @@ type Gateway struct {
 	MaxPublications int `env:"MAX_PUBLICATIONS"`
 	MaxPerAddress   int `env:"MAX_PER_ADDRESS"`
 	MaxPerStream    int `env:"MAX_PER_STREAM"`
+	// RatePerAddress bounds the sessions that one address may ask for in a minute, RatePerStream the plays of one stream, and
+	// likewise pulls; as many may come at once. 0: no bound.
+	RatePerAddress int `env:"RATE_PER_ADDRESS"`
+	RatePerStream  int `env:"RATE_PER_STREAM"`
 	// Placement says what becomes of a new session that another node of the cluster had better have.
 	Placement Placement `env:"PLACEMENT" envDefault:"off"`
 	// NodeURL is how viewers reach this very node, for redirects to it. Unset: they are sent to PublicURL, and any node there

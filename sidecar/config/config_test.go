@@ -78,7 +78,7 @@ func full(t *testing.T) Config {
 			Listen: "127.0.0.1:0", PublicURL: parse("https://live.example.org/x%2Fy"),
 			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
 			Hold:           time.Second, SessionAge: time.Hour, Origins: []string{"https://a.example", "https://b.example"},
-			MaxPlays: 1, MaxPublications: 2, MaxPerAddress: 3, MaxPerStream: 4, Placement: PlaceRedirect,
+			MaxPlays: 1, MaxPublications: 2, MaxPerAddress: 3, MaxPerStream: 4, RatePerAddress: 60, RatePerStream: 600, Placement: PlaceRedirect,
 			NodeURL: parse("https://node.example.org"), AccessLog: Off,
 		},
 		JWT: JWT{

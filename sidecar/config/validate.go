@@ -20,6 +20,9 @@ import (
 // names of nodes and clusters stand in URLs, labels and metrics.
 var plainName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$`)
 
+// PlainName says whether a text can be a node's id or a cluster's name.
+func PlainName(s string) bool { return plainName.MatchString(s) }
+
 // minKey is the least length of a key that nodes share.
 const minKey = 32
 
@@ -266,13 +269,15 @@ func (f *faults) gateway(g Gateway) {
 		name string
 		n    int
 	}{
-		{"PLAYS", g.MaxPlays},
-		{"PUBLICATIONS", g.MaxPublications},
-		{"PER_ADDRESS", g.MaxPerAddress},
-		{"PER_STREAM", g.MaxPerStream},
+		{"MAX_PLAYS", g.MaxPlays},
+		{"MAX_PUBLICATIONS", g.MaxPublications},
+		{"MAX_PER_ADDRESS", g.MaxPerAddress},
+		{"MAX_PER_STREAM", g.MaxPerStream},
+		{"RATE_PER_ADDRESS", g.RatePerAddress},
+		{"RATE_PER_STREAM", g.RatePerStream},
 	} {
 		if limit.n < 0 || limit.n > maxSessions {
-			f.add("SIDESTREAM_GATEWAY_MAX_%s is %d: allow from 1 to %d, or 0 for no bound", limit.name, limit.n, maxSessions)
+			f.add("SIDESTREAM_GATEWAY_%s is %d: allow from 1 to %d, or 0 for no bound", limit.name, limit.n, maxSessions)
 		}
 	}
 	if oneOf(new(Placement), []byte(g.Placement), PlaceOff, PlaceForward, PlaceRedirect) != nil {

@@ -31,8 +31,14 @@ func (g *Gateway) endpoint(w *recorder, r *http.Request, want adapters.Request, 
 		g.refuse(w, r, http.StatusBadRequest, "Bad stream name", "In the address: "+err.Error()+".")
 		return
 	}
-	if !w.peer && !g.authorized(w, r, want) {
-		return
+	if !w.peer { // else the node that passed it on has counted it
+		played := want.ID
+		if want.Publish {
+			played = ""
+		}
+		if g.tooSoon(w, r, g.paces, played) || !g.authorized(w, r, want) {
+			return
+		}
 	}
 	r, ok := g.buffered(w, r)
 	if !ok {

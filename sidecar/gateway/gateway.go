@@ -86,6 +86,7 @@ type Options struct {
 	// for every one; nil: every one.
 	Origins []string
 	Limits  Limits
+	Rates   Rates
 	// Stream is what the server reported last of a stream; nil: nothing is known. Inventory says that the server reports the
 	// publications that it has, so that what it does not report has ended.
 	Stream    func(id adapters.StreamID) (adapters.Stream, bool)
@@ -131,7 +132,9 @@ type Gateway struct {
 	cors    *cors
 	seal    *seal // nil: session URLs are not sealed
 	pulls   atomic.Int64
-	health  health
+	// how often who may ask
+	paces, pullPaces paces
+	health           health
 
 	sessions  *sessions
 	telling   sync.Mutex // orders what an adapter is told of the sessions
@@ -167,10 +170,12 @@ func New(o Options) *Gateway {
 		metrics:  newMetrics(o.Registerer),
 		demand:   newDemand(),
 		cors:     newCORS(o.Origins),
+		paces:    newPaces(o.Rates),
 		misuse:   rate.NewLimiter(1, 5),
 		through:  o.Transport,
 		proxyLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 	}
+	g.pullPaces = newPaces(o.Rates)
 	g.sessions = newSessions(o.Limits, g.metrics)
 	if o.Authorize != nil {
 		g.seal = newSeal(o.SessionKey)

@@ -87,6 +87,10 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 			"in "+PullTokenHeader+" within a minute.")
 		return
 	}
+	if g.tooSoon(w, r, g.pullPaces, id) {
+		outcome = "rate"
+		return
+	}
 	if mediaType(r.Header) != typeSDP {
 		outcome = "bad_body"
 		g.refuse(w, r, http.StatusUnsupportedMediaType, "", "Send the offer as "+typeSDP+".")

@@ -19,8 +19,8 @@ import (
 	"github.com/pion/rtp"
 	"github.com/pion/rtp/codecs"
 	"github.com/pion/webrtc/v4"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/pion/webrtc/v4/pkg/media/samplebuilder"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"

@@ -364,9 +364,13 @@ func answerSections(pc *webrtc.PeerConnection) (map[string]section, error) {
 	if description == nil {
 		return nil, errors.New("there is no answer")
 	}
-	// Not description.Unmarshal: that keeps what it made in the description, which pion reads meanwhile.
+	return sectionsOf(description.SDP)
+}
+
+func sectionsOf(answer string) (map[string]section, error) {
+	// Not webrtc.SessionDescription.Unmarshal: that keeps what it made in the description, which pion reads meanwhile.
 	var parsed sdp.SessionDescription
-	if err := parsed.UnmarshalString(description.SDP); err != nil {
+	if err := parsed.UnmarshalString(answer); err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}
 	sections := make(map[string]section)
