@@ -44,6 +44,8 @@ type Conn struct {
 	direct  atomic.Pointer[direct]    // nil: there is no short way
 	holds   atomic.Int32              // bursts that keep packets here
 
+	outgoing outgoing
+
 	malformed, unknown atomic.Uint64
 	loss               atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
 
@@ -128,6 +130,17 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	}
 	return pc, nil
 }
+
+// Bandwidth is how many bits a second the path to the far end carries, by what that says of the packets of Senders that ask for
+// it; 0 where nothing is known. At least so many, unless limited is set, where lately more was sent than came through.
+func (c *Conn) Bandwidth() (bits int64, limited bool) { return c.outgoing.now(time.Now()) }
+
+// BeginProbe says that what Sender.Probe sends from now on until EndProbe is to be measured: whether more comes through than is
+// being sent.
+func (c *Conn) BeginProbe() { c.outgoing.begin() }
+
+// EndProbe ends what BeginProbe began. Bandwidth tells of it once the far end has.
+func (c *Conn) EndProbe() { c.outgoing.end(time.Now()) }
 
 // SetLoss throws away a part of the RTP packets that are sent from now on, retransmissions too, as a bad network would: from 0
 // for none to just below 1. The senders count them as sent.
@@ -442,6 +455,9 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 	for _, p := range packets {
 		if sender != nil {
 			sender.receiveRTCP(ssrc, p)
+		}
+		if feedback, ok := p.(*rtcp.TransportLayerCC); ok && feedback.MediaSSRC == ssrc {
+			c.outgoing.report(time.Now(), feedback)
 		}
 		if report, ok := p.(*rtcp.SenderReport); ok && track != nil && report.SSRC == ssrc {
 			track.receiveReport(report)
