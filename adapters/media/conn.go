@@ -46,8 +46,8 @@ type Conn struct {
 
 	outgoing outgoing
 
-	malformed, unknown atomic.Uint64
-	loss               atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
+	malformed, unknown, forged atomic.Uint64
+	loss                       atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
 
 	rttAsked atomic.Int64 // Unix nanoseconds
 	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
@@ -170,11 +170,12 @@ func (c *Conn) Tracks() []*Track {
 type ConnStats struct {
 	Malformed uint64 // RTP and RTCP packets that could not be read
 	Unknown   uint64 // RTP packets of a source, or of a payload type, that nothing was negotiated for
+	Forged    uint64 // RTP packets that came before, or that nobody with the keys has sent; seen on the short way only
 }
 
 // Stats counts since the Conn was made.
 func (c *Conn) Stats() ConnStats {
-	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load()}
+	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load(), Forged: c.forged.Load()}
 }
 
 // RTT is the round trip of the path as ICE measures it; 0 before the first measurement.

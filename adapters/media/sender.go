@@ -22,6 +22,9 @@ const (
 	maxResends = 128     // packets sent again for one NACK
 	resendMin  = 10 * time.Millisecond
 	guardSlots = 256
+	// What is sent again is paid for by what is sent, byte by byte, with so many bytes in hand: whoever asks for everything all the time
+	// doubles what goes to it, and no more.
+	resendBytes = 512 << 10
 
 	probePadding = 224 // bytes
 )
@@ -73,6 +76,7 @@ type Sender struct {
 	splicing bool
 
 	resent  *[guardSlots]resend // nil: nothing was
+	spent   int                 // bytes sent again that are not paid for
 	packet  Packet
 	scratch []byte
 
@@ -258,6 +262,7 @@ func (s *Sender) Packet(p *Packet) {
 	}
 	s.stats.Packets++
 	s.stats.Bytes += uint64(len(p.Payload))
+	s.spent = max(s.spent-len(p.Payload), 0)
 }
 
 // writeLocked sends the header that was filled in, and a payload.
@@ -440,12 +445,17 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 	if g.seq == seq && !g.at.IsZero() && now.Sub(g.at) < guard {
 		return
 	}
+	if s.spent > resendBytes {
+		s.stats.Unanswered++
+		return
+	}
 	payload := s.againLocked(seq)
 	if payload == nil {
 		s.stats.Unanswered++
 		return
 	}
 	*g = resend{seq: seq, at: now}
+	s.spent += len(payload)
 	if _, err := s.writeLocked(payload, false); err != nil {
 		s.stats.Errors++
 		return
@@ -518,7 +528,7 @@ type SenderStats struct {
 	Packets, Bytes   uint64 // Bytes are of payload
 	Resent           uint64 // packets sent again
 	NACKs            uint64 // NACK packets received
-	Unanswered       uint64 // packets asked for that were not kept any more
+	Unanswered       uint64 // packets asked for that were not kept any more, or of which too many were asked for
 	KeyFrameRequests uint64
 	Lost             uint32        // as the far end reports it
 	RoundTrip        time.Duration // 0: not known
