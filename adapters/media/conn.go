@@ -44,8 +44,10 @@ type Conn struct {
 	direct  atomic.Pointer[direct]    // nil: there is no short way
 	holds   atomic.Int32              // bursts that keep packets here
 
-	malformed, unknown atomic.Uint64
-	loss               atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
+	outgoing outgoing
+
+	malformed, unknown, forged atomic.Uint64
+	loss                       atomic.Uint32 // part of the RTP packets sent that are thrown away, of 1 << 32
 
 	rttAsked atomic.Int64 // Unix nanoseconds
 	pathRTT  atomic.Int64 // as ICE measures it; 0: not known
@@ -129,6 +131,17 @@ func (c *Conn) NewPeerConnection(config webrtc.Configuration) (*webrtc.PeerConne
 	return pc, nil
 }
 
+// Bandwidth is how many bits a second the path to the far end carries, by what that says of the packets of Senders that ask for
+// it; 0 where nothing is known. At least so many, unless limited is set, where lately more was sent than came through.
+func (c *Conn) Bandwidth() (bits int64, limited bool) { return c.outgoing.now(time.Now()) }
+
+// BeginProbe says that what Sender.Probe sends from now on until EndProbe is to be measured: whether more comes through than is
+// being sent.
+func (c *Conn) BeginProbe() { c.outgoing.begin() }
+
+// EndProbe ends what BeginProbe began. Bandwidth tells of it once the far end has.
+func (c *Conn) EndProbe() { c.outgoing.end(time.Now()) }
+
 // SetLoss throws away a part of the RTP packets that are sent from now on, retransmissions too, as a bad network would: from 0
 // for none to just below 1. The senders count them as sent.
 func (c *Conn) SetLoss(part float64) { c.loss.Store(uint32(min(max(part, 0)*(1<<32), math.MaxUint32))) }
@@ -157,11 +170,12 @@ func (c *Conn) Tracks() []*Track {
 type ConnStats struct {
 	Malformed uint64 // RTP and RTCP packets that could not be read
 	Unknown   uint64 // RTP packets of a source, or of a payload type, that nothing was negotiated for
+	Forged    uint64 // RTP packets that came before, or that nobody with the keys has sent; seen on the short way only
 }
 
 // Stats counts since the Conn was made.
 func (c *Conn) Stats() ConnStats {
-	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load()}
+	return ConnStats{Malformed: c.malformed.Load(), Unknown: c.unknown.Load(), Forged: c.forged.Load()}
 }
 
 // RTT is the round trip of the path as ICE measures it; 0 before the first measurement.
@@ -442,6 +456,9 @@ func (c *Conn) receiveRTCP(ssrc uint32, raw []byte) {
 	for _, p := range packets {
 		if sender != nil {
 			sender.receiveRTCP(ssrc, p)
+		}
+		if feedback, ok := p.(*rtcp.TransportLayerCC); ok && feedback.MediaSSRC == ssrc {
+			c.outgoing.report(time.Now(), feedback)
 		}
 		if report, ok := p.(*rtcp.SenderReport); ok && track != nil && report.SSRC == ssrc {
 			track.receiveReport(report)

@@ -166,11 +166,15 @@ func (c *Conn) open(via opener, from netip.AddrPort, b []byte, together *burst) 
 	if err != nil {
 		// Pion may have taken the first packets of a source, and know its rollover counter.
 		_, known := d.in.ROC(ssrc)
+		if known {
+			c.forged.Add(1)
+		}
 		return known
 	}
 	src := d.sources[ssrc]
 	if src == nil {
 		if len(d.sources) >= maxSources {
+			c.unknown.Add(1)
 			return true
 		}
 		src = &source{conn: c, ssrc: ssrc}

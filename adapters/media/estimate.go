@@ -26,6 +26,7 @@ const (
 	estimateMost   = 1.5                    // of what comes: more has not been tried
 	estimateLoss   = 0.10                   // part of the packets that must be missing to count
 	estimatePause  = 300 * time.Millisecond // between two steps back
+	estimateProof  = 10 * time.Second       // for which what has been tried holds
 	estimateLapse  = 10 * time.Second       // after the last step back the path counts as wide enough again
 )
 
@@ -50,6 +51,9 @@ type estimate struct {
 	rate          float64 // bits per second that came in the last window
 	missed, came  uint64  // at the begin of the window
 	bits          float64 // 0: not known yet
+	proved        float64 // what came through when it was tried, at provedAt
+	provedAt      time.Time
+	deaf          bool // what is noticed now comes of trying
 	moved, backAt time.Time
 }
 
@@ -138,10 +142,21 @@ func (e *estimate) slope() float64 {
 }
 
 func (e *estimate) stepBack(now time.Time, factor float64) {
-	if e.rate == 0 || now.Sub(e.backAt) < estimatePause {
+	if e.rate == 0 || e.deaf || now.Sub(e.backAt) < estimatePause {
 		return
 	}
-	e.bits, e.backAt = e.rate*factor, now
+	// More may have been sent since the last window, and come.
+	rate := e.rate
+	if passed := now.Sub(e.window); passed >= estimateWindow/3 {
+		rate = max(rate, float64(e.bytes*8)/passed.Seconds())
+	}
+	e.bits, e.backAt, e.proved = rate*factor, now, 0
+}
+
+// prove takes a rate that came through when it was tried.
+func (e *estimate) prove(bits float64, now time.Time) {
+	e.proved, e.provedAt = bits, now
+	e.bits = max(e.bits, bits)
 }
 
 func (e *estimate) grow(now time.Time) {
@@ -151,7 +166,11 @@ func (e *estimate) grow(now time.Time) {
 	if e.bits == 0 {
 		e.bits = e.rate
 	}
-	e.bits = min(e.bits*math.Pow(estimateGrowth, now.Sub(e.moved).Seconds()), max(e.rate*estimateMost, 10_000))
+	most := max(e.rate*estimateMost, 10_000)
+	if now.Sub(e.provedAt) < estimateProof {
+		most = max(most, e.proved)
+	}
+	e.bits = min(e.bits*math.Pow(estimateGrowth, now.Sub(e.moved).Seconds()), most)
 }
 
 // now is the estimate, 0 where there is none yet, and whether it is the path that bounds it rather than what is sent.

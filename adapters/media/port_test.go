@@ -1,14 +1,17 @@
 package media
 
 import (
+	"encoding/binary"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pion/ice/v4"
 	"github.com/pion/logging"
+	"github.com/pion/srtp/v3"
 	"github.com/pion/webrtc/v4"
 )
 
@@ -146,4 +149,66 @@ func TestSharedPort(t *testing.T) {
 		t.Errorf("the port knows %d far ends at the end", n)
 	}
 	sender.Packet(videoPacket(t, 0)) // is lost, and hurts nobody
+}
+
+// What came before, or was never sent by who has the keys, goes nowhere, and is counted.
+func TestReplays(t *testing.T) {
+	transport := sharedPort(t)
+	port, far := transport.Ports[0], netip.MustParseAddrPort("127.0.0.1:9")
+	keys, salt := make([]byte, 16), make([]byte, 12)
+	in, err := srtp.CreateContext(keys, salt, srtp.ProtectionProfileAeadAes128Gcm, srtp.SRTPReplayProtection(replayWindow))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := srtp.CreateContext(keys, salt, srtp.ProtectionProfileAeadAes128Gcm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewConn(transport, nil)
+	k := &taker{}
+	d := &direct{conn: c, in: in, sources: map[uint32]*source{}}
+	d.sources[1] = &source{conn: c, ssrc: 1, resolved: true, track: bareTrack(c, 1, "", k)}
+	d.move(&route{via: port, remote: far})
+	c.direct.Store(d)
+	var packets [][]byte
+	for i := range 100 {
+		encrypted, err := out.EncryptRTP(nil, rawPacket(t, 96, uint16(i), 0x10, 0), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets = append(packets, encrypted)
+		if !port.open(far, append([]byte{}, encrypted...), nil) {
+			t.Fatal("a packet is not taken")
+		}
+	}
+	for _, encrypted := range packets {
+		if !port.open(far, append([]byte{}, encrypted...), nil) {
+			t.Fatal("a replay goes on to others")
+		}
+		forged := append([]byte{}, encrypted...)
+		forged[len(forged)-1]++
+		port.open(far, forged, nil)
+	}
+	// Of a thousand sources more, some are remembered and the others counted.
+	for i := range 1000 {
+		raw := rawPacket(t, 96, 7, 0x10, 0)
+		binary.BigEndian.PutUint32(raw[8:], uint32(i+2))
+		encrypted, err := out.EncryptRTP(nil, raw, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		port.open(far, encrypted, nil)
+	}
+	if n, unknown := len(d.sources), c.Stats().Unknown; n != maxSources || unknown != 1000 {
+		t.Errorf("%d sources are remembered, %d packets counted", n, unknown)
+	}
+	if port.open(netip.MustParseAddrPort("127.0.0.1:10"), packets[0], nil) {
+		t.Error("a packet is taken from a stranger")
+	}
+	if got := c.Stats().Forged; got != 200 {
+		t.Errorf("%d are counted", got)
+	}
+	if len(k.payloads) != 100 {
+		t.Errorf("%d packets went on", len(k.payloads))
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pion/rtcp"
 	"github.com/pion/rtp"
+	"github.com/pion/sdp/v3"
 	"github.com/pion/webrtc/v4"
 )
 
@@ -21,6 +22,11 @@ const (
 	maxResends = 128     // packets sent again for one NACK
 	resendMin  = 10 * time.Millisecond
 	guardSlots = 256
+	// What is sent again is paid for by what is sent, byte by byte, with so many bytes in hand: whoever asks for everything all the time
+	// doubles what goes to it, and no more.
+	resendBytes = 512 << 10
+
+	probePadding = 224 // bytes
 )
 
 // SenderOptions describe a track to be sent.
@@ -34,6 +40,8 @@ type SenderOptions struct {
 	// History answers the far end's NACKs. Where it is nil the Sender keeps its own; one that is shared is filled by
 	// whoever shares it, before it gives the packet to the Sender.
 	History *History
+	// Congestion has each packet numbered for Conn.Bandwidth, where the far end offers to report by these numbers.
+	Congestion bool
 	// OnKeyFrameRequest is called for each PLI and FIR; it must not block.
 	OnKeyFrameRequest func()
 }
@@ -54,7 +62,9 @@ type Sender struct {
 	rtxSequence uint16
 	extensions  []extensionPair
 	negotiated  []webrtc.RTPHeaderExtensionParameter
-	renamed     bool // packets before renamedAt have extensions by other ids
+	congestion  uint8   // id of the header extension with transport-wide numbers; 0: none
+	number      [2]byte // of that
+	renamed     bool    // packets before renamedAt have extensions by other ids
 	renamedAt   uint16
 	header      rtp.Header
 	bound       bool
@@ -66,6 +76,7 @@ type Sender struct {
 	splicing bool
 
 	resent  *[guardSlots]resend // nil: nothing was
+	spent   int                 // bytes sent again that are not paid for
 	packet  Packet
 	scratch []byte
 
@@ -134,6 +145,12 @@ func (s *Sender) Bind(ctx webrtc.TrackLocalContext) (webrtc.RTPCodecParameters, 
 		}
 	}
 	s.negotiated = ctx.HeaderExtensions()
+	s.congestion = 0
+	for _, ext := range s.negotiated {
+		if ext.URI == sdp.TransportCCURI && s.options.Congestion {
+			s.congestion = uint8(ext.ID)
+		}
+	}
 	s.mapExtensionsLocked()
 	ssrc, rtx := s.ssrc, s.rtxSSRC
 	s.mu.Unlock()
@@ -237,7 +254,7 @@ func (s *Sender) Packet(p *Packet) {
 	if p.burst != nil {
 		p.burst.hold(s.conn)
 	}
-	if n, err := s.writeLocked(p.Payload); err != nil {
+	if n, err := s.writeLocked(p.Payload, false); err != nil {
 		s.stats.Errors++
 		return
 	} else if n == 0 {
@@ -245,10 +262,23 @@ func (s *Sender) Packet(p *Packet) {
 	}
 	s.stats.Packets++
 	s.stats.Bytes += uint64(len(p.Payload))
+	s.spent = max(s.spent-len(p.Payload), 0)
 }
 
 // writeLocked sends the header that was filled in, and a payload.
-func (s *Sender) writeLocked(payload []byte) (int, error) {
+func (s *Sender) writeLocked(payload []byte, probing bool) (int, error) {
+	if s.congestion != 0 {
+		binary.BigEndian.PutUint16(s.number[:], s.conn.outgoing.send(time.Now(), len(payload)+s.header.MarshalSize()+int(s.header.PaddingSize), probing))
+		profile := s.header.ExtensionProfile
+		if !s.header.Extension {
+			profile = rtp.ExtensionProfileOneByte
+		}
+		if s.congestion > 14 {
+			profile = rtp.ExtensionProfileTwoByte
+		}
+		// It can fail only on lengths.
+		_ = s.header.SetExtensionWithProfile(s.congestion, s.number[:], profile)
+	}
 	if s.conn.loses() {
 		s.stats.Dropped++
 		return len(payload), nil
@@ -415,18 +445,56 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 	if g.seq == seq && !g.at.IsZero() && now.Sub(g.at) < guard {
 		return
 	}
-	offset, ok := s.offsetOf(seq)
-	if !ok || !s.options.History.Sequence(seq-offset, &s.packet) {
+	if s.spent > resendBytes {
+		s.stats.Unanswered++
+		return
+	}
+	payload := s.againLocked(seq)
+	if payload == nil {
 		s.stats.Unanswered++
 		return
 	}
 	*g = resend{seq: seq, at: now}
-	p := &s.packet
-	s.fillLocked(p, seq)
-	payload := p.Payload
+	s.spent += len(payload)
+	if _, err := s.writeLocked(payload, false); err != nil {
+		s.stats.Errors++
+		return
+	}
+	s.stats.Resent++
+}
+
+// Probe sends a packet of padding by RTX, which receivers drop, and says how many bytes that is: 0 where that cannot be. Together
+// with BeginProbe and EndProbe it tells whether the path carries more.
+func (s *Sender) Probe() (bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.writer == nil || s.rtxSSRC == 0 || s.congestion == 0 || !s.sending {
+		return 0
+	}
+	h := &s.header
+	*h = rtp.Header{
+		Version: 2, Padding: true, PaddingSize: probePadding, SSRC: s.rtxSSRC, PayloadType: s.rtxType,
+		SequenceNumber: s.rtxSequence, Timestamp: h.Timestamp, CSRC: h.CSRC[:0], Extensions: h.Extensions[:0],
+	}
+	s.rtxSequence++
+	if _, err := s.writeLocked(nil, true); err != nil {
+		return 0
+	}
+	s.stats.Probes++
+	return h.MarshalSize() + probePadding
+}
+
+// againLocked makes a packet that was sent ready to be sent again; nil where it is not kept any more.
+func (s *Sender) againLocked(seq uint16) (payload []byte) {
+	offset, ok := s.offsetOf(seq)
+	if !ok || !s.options.History.Sequence(seq-offset, &s.packet) {
+		return nil
+	}
+	s.fillLocked(&s.packet, seq)
+	payload = s.packet.Payload
 	if s.rtxSSRC != 0 {
 		if len(payload) == 0 {
-			return // padding is not worth repeating, and RTX cannot carry it
+			return nil // padding is not worth repeating, and RTX cannot carry it
 		}
 		s.scratch = binary.BigEndian.AppendUint16(s.scratch[:0], seq)
 		s.scratch = append(s.scratch, payload...)
@@ -434,11 +502,7 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 		s.header.SSRC, s.header.PayloadType, s.header.SequenceNumber = s.rtxSSRC, s.rtxType, s.rtxSequence
 		s.rtxSequence++
 	}
-	if _, err := s.writeLocked(payload); err != nil {
-		s.stats.Errors++
-		return
-	}
-	s.stats.Resent++
+	return payload
 }
 
 // offsetOf is the offset under which a sequence number was sent; false where so many splices have come since that it is
@@ -464,11 +528,12 @@ type SenderStats struct {
 	Packets, Bytes   uint64 // Bytes are of payload
 	Resent           uint64 // packets sent again
 	NACKs            uint64 // NACK packets received
-	Unanswered       uint64 // packets asked for that were not kept any more
+	Unanswered       uint64 // packets asked for that were not kept any more, or of which too many were asked for
 	KeyFrameRequests uint64
 	Lost             uint32        // as the far end reports it
 	RoundTrip        time.Duration // 0: not known
 	Errors           uint64        // writes that failed
+	Probes           uint64        // packets sent by Probe
 	Dropped          uint64        // thrown away by Conn.SetLoss
 }
 

@@ -14,6 +14,8 @@ const (
 	// better is by how much, in quarters, another layer's bit rate must exceed that of the one which a viewer has, before the
 	// viewer is moved to it: rates waver.
 	better = 5
+	// spare is how much room, in quarters of its bit rate, a layer needs before a viewer is moved up to it.
+	spare = 5
 )
 
 // rate measures the bit rate of a layer over the last full second. One goroutine adds.
@@ -51,14 +53,21 @@ func (f *feed) standings(now time.Time) []standing {
 }
 
 // choose picks the layer that a viewer is to have: the wanted one; while that does not flow, the next below it; where none is
-// wanted, that of the highest bit rate. have is the one that the viewer has, -1 for none; for a little more it is not moved.
-func choose(layers []standing, have int, wanted string) int {
+// wanted, that of the highest bit rate for which there is room, in bits per second (0: nobody knows how much), or the lowest. have
+// is the one that the viewer has, -1 for none, which it keeps unless the room is known to be limited; for a little more it is not
+// moved.
+func choose(layers []standing, have int, wanted string, room int64, limited bool) int {
 	limit := int64(math.MaxInt64)
 	if i := slices.IndexFunc(layers, func(s standing) bool { return s.rid == wanted }); wanted != "" && i >= 0 {
 		if layers[i].alive {
 			return i
 		}
 		limit = layers[i].bits
+	} else if room > 0 {
+		limit = room
+		if have >= 0 && layers[have].alive && (!limited || layers[have].bits <= room) {
+			limit = max(layers[have].bits, room*4/spare) // what is new needs room to spare
+		}
 	}
 	best := -1
 	for i, s := range layers {

@@ -352,7 +352,7 @@ func TestChoose(t *testing.T) {
 		"the lowest is wanted, and had": {layers(100, 300), 0, "a", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := choose(test.layers, test.have, test.wanted); got != test.want {
+			if got := choose(test.layers, test.have, test.wanted, 0, false); got != test.want {
 				t.Errorf("chosen: %d; want %d", got, test.want)
 			}
 		})

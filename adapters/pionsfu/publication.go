@@ -130,6 +130,11 @@ func (p *publication) negotiated(pc *webrtc.PeerConnection, wanted []string) err
 	return nil
 }
 
+// layered says whether there is a choice of layers.
+func (p *publication) layered() bool {
+	return slices.ContainsFunc(p.feeds, func(f *feed) bool { return len(f.layers) > 1 })
+}
+
 // continues says whether the viewers of a former publication can go on with this one: it has the same tracks and layers.
 func (p *publication) continues(former *publication) bool {
 	return slices.EqualFunc(p.feeds, former.feeds, func(a, b *feed) bool {

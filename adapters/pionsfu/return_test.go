@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pion/rtp"
 	"github.com/pion/webrtc/v4"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -33,8 +34,9 @@ func TestPublisherReturns(t *testing.T) {
 			publisher := s.publishRaw(t, "stream", codecs...)
 			stop := publisher.keepSending(t, payload)
 			player := s.playRaw(t, "stream", webrtc.RTPCodecTypeAudio, webrtc.RTPCodecTypeVideo)
+			var last *rtp.Packet
 			for range 50 {
-				player.next(t)
+				last = player.next(t)
 			}
 			stop()
 			s.vanish(t, publisher, "stream")
@@ -45,7 +47,6 @@ func TestPublisherReturns(t *testing.T) {
 
 			back := s.publishRaw(t, "stream", codecs...)
 			defer back.keepSending(t, payload)()
-			last := player.next(t)
 			began := last.PayloadType
 			for jumps := 0; jumps == 0; {
 				packet := player.next(t)

@@ -264,6 +264,8 @@ func (s *session) trickle(candidates []string) {
 
 // traffic is what has gone through a session that has connected.
 func (s *session) traffic() (t traffic) {
+	useless := s.conn.Stats()
+	t.malformed, t.unknown, t.forged = useless.Malformed, useless.Unknown, useless.Forged
 	switch {
 	case s.publish:
 		for _, track := range s.conn.Tracks() {

@@ -191,6 +191,7 @@ func TestMetrics(t *testing.T) {
 	now := gather()
 	for name, want := range map[string]float64{
 		"sessions,publish": 1, "sessions,play": 1, "sessions,connecting": 1, "refused_total,unpublished": 1,
+		"viewer_tracks,h264,only,wide": 1, "viewer_tracks,opus,only,wide": 1,
 	} {
 		if now[name] != want {
 			t.Errorf("%s is %v; want %v", name, now[name], want)

@@ -1,6 +1,7 @@
 package pionsfu
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -55,6 +56,9 @@ type lane struct {
 	nextSince uint64
 	shift     media.Shift // of the layer's numbers
 	edge      edge        // with simulcast
+	path      pathway     // to the far end, with simulcast
+	ladder    ladder      // likewise
+	paced     time.Time   // when the next packet may go; zero: at once
 
 	cursor  uint64 // position in the layer's history that comes next
 	waiting bool   // for a key frame that begins at since or later
@@ -104,7 +108,8 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		l := newLane(f, codec)
 		l.mid = t.Mid()
 		options := media.SenderOptions{
-			Kind: f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
+			Congestion: v.source.layered(),
+			Kind:       f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
 			Extensions: l.layer.extensions(), OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
 		}
 		if len(f.layers) == 1 {
@@ -112,10 +117,18 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		}
 		l.sender = v.session.conn.NewSender(options)
 		l.out = l.sender
+		l.path = pathTo{v.session.conn, l.sender}
 		if _, err := pc.AddTrack(l.sender); err != nil {
 			return fmt.Errorf("add %s: %w", f.kind, err)
 		}
 		v.lanes = append(v.lanes, l)
+	}
+	// Sound goes first: what is little does not wait for what is much.
+	slices.SortStableFunc(v.lanes, func(a, b *lane) int { return cmp.Compare(a.feed.kind, b.feed.kind) })
+	for _, l := range v.lanes {
+		if v.lanes[0].feed.kind == webrtc.RTPCodecTypeAudio {
+			l.ladder.sound = soundRoom
+		}
 	}
 	if len(v.lanes) == 0 || len(unmatched) > 0 {
 		if len(unmatched) == 0 {
@@ -204,8 +217,10 @@ func (v *viewer) pump() (more bool, due time.Time, err error) {
 			return false, due, err
 		}
 		more = more || moved
-		if at := l.join.due; !at.IsZero() && (due.IsZero() || at.Before(due)) {
-			due = at
+		for _, at := range []time.Time{l.join.due, l.paced, l.ladder.probe(l.path, time.Now())} {
+			if !at.IsZero() && (due.IsZero() || at.Before(due)) {
+				due = at
+			}
 		}
 	}
 	return more, due, nil
@@ -221,7 +236,7 @@ var closed = func() chan struct{} {
 // newLane makes a lane that begins with the layer that is best now.
 func newLane(f *feed, codec *webrtc.RTPCodecParameters) *lane {
 	l := &lane{feed: f, codec: codec}
-	l.take(f.layers[max(choose(f.standings(time.Now()), -1, ""), 0)])
+	l.take(f.layers[max(choose(f.standings(time.Now()), -1, "", 0, false), 0)])
 	return l
 }
 
@@ -314,6 +329,7 @@ func (l *lane) pump() (more bool, err error) {
 	if l.waiting && !l.findKeyFrame() {
 		return false, nil
 	}
+	l.paced = time.Time{}
 	for range batch {
 		switch l.layer.history.At(l.cursor, &l.packet) {
 		case media.Future:
@@ -329,6 +345,12 @@ func (l *lane) pump() (more bool, err error) {
 		if l.join.behind && l.join.hold(l.cursor, l.packet.Arrival, time.Now()) {
 			l.passReport()
 			return false, nil
+		}
+		if l.ladder.pacer.rate > 0 {
+			if l.paced = l.ladder.pacer.hold(len(l.packet.Payload), time.Now()); !l.paced.IsZero() {
+				l.passReport()
+				return false, nil
+			}
 		}
 		l.send()
 		l.cursor++
@@ -351,7 +373,11 @@ func (l *lane) lookAround(now time.Time) {
 		}
 		all := l.feed.standings(now)
 		have := slices.Index(l.feed.layers, l.layer)
-		switch to := l.feed.layers[choose(all, have, wanted)]; {
+		room, limited := l.ladder.room(l.path, now)
+		if wanted == "" {
+			l.ladder.consider(all, have, room, now)
+		}
+		switch to := l.feed.layers[choose(all, have, wanted, room, limited)]; {
 		case to == l.layer:
 			l.next = nil
 			l.asked.Store(l.layer)
@@ -385,6 +411,7 @@ func (l *lane) switchOver() bool {
 	if l.edge.ok {
 		l.shift = l.edge.follow(&l.packet, l.pictures(), l.layer.report.Load(), next.report.Load(), l.shift, l.codec.ClockRate)
 	}
+	l.ladder.moved(next.rate.bits.Load() > l.layer.rate.bits.Load(), time.Now())
 	l.take(next)
 	l.next = nil
 	l.switches.Add(1)

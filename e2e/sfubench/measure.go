@@ -106,6 +106,9 @@ func (b bench) measure(
 		result.Rows = append(result.Rows, row)
 		fmt.Fprintln(b.out, row)
 	}
+	if b.heapProfile != "" {
+		subjects[0].poke()
+	}
 	for _, s := range subjects {
 		source.Mute(func(name string) bool { return name != s.role })
 		starts, err := b.join(ctx, client, s)

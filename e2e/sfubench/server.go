@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strconv"
 	"strings"
@@ -32,6 +33,9 @@ const (
 	roleLoop     = "loop"
 	roleMediaMTX = "mediamtx"
 )
+
+// asServer is GOGC of ours, as "sidestream sfu" sets it.
+const asServer = 25
 
 // mostSessions is enough for whatever is measured.
 const mostSessions = 1 << 16
@@ -57,6 +61,9 @@ func serve(ctx context.Context, role, profile, heap string, stdin io.Reader, std
 	defer cancel()
 	var handler http.Handler
 	if role == roleSFU {
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(asServer)
+		}
 		server, err := pionsfu.New(pionsfu.Config{
 			UDPAddr: "127.0.0.1:0", MaxSessions: mostSessions, MaxHalfOpen: mostSessions, Logger: slog.New(slog.DiscardHandler),
 		})
