@@ -48,12 +48,13 @@ var arrows = map[string][]string{
 	"sidecar/bearer":     {"adapters", "sidecar/catalogue", "github.com/golang-jwt/", "github.com/MicahParks/"},
 	"sidecar/iceservers": {"adapters/whip", "github.com/pion/webrtc/", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},
-	"sidecar/console":    nil,
+	"sidecar/cascade":    nil,
+	"sidecar/console":    {"sidecar/cascade"},
 	"sidecar/redirect":   {"github.com/google/", "golang.org/x/sys/"},
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
 	"sidecar/check":      {"injector/inject", "k8s.io/", "golang.org/x/"},
-	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/"},
+	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"},
 
 	// The only part of a running sidecar that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/cascade"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/console"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
@@ -86,7 +88,7 @@ func (n *node) peerDoor(gateway http.Handler) http.Handler {
 			gateway.ServeHTTP(w, r)
 			return
 		}
-		text, err := json.Marshal(n.ownReport())
+		text, err := json.Marshal(n.ownReport(adapters.StreamID(r.URL.Query().Get("stream"))))
 		if err != nil { // ours to mend
 			n.logger.Error("report cannot be written", "error", err)
 			http.Error(w, "report cannot be written", http.StatusInternalServerError)
@@ -143,13 +145,13 @@ func (n *node) list() []console.Stream {
 	return all
 }
 
-// ownReport is what this node says of itself.
-func (n *node) ownReport() console.Report {
+// ownReport is what this node says of itself, and with a stream's name of that.
+func (n *node) ownReport(about adapters.StreamID) cascade.Report {
 	known, _ := n.known.Snapshot()
-	r := console.Report{
+	r := cascade.Report{
 		Node: string(n.state.Node), Cluster: n.settings.Cluster, Version: version, Adapter: n.adapter.Name(),
 		Ready: n.gateway.Ready(context.Background()) == nil, Draining: n.draining.Load(), ServerError: n.serverError(),
-		Published: []console.Publication{}, Relays: []console.Relay{},
+		Published: []cascade.Publication{}, Relays: []cascade.Relay{},
 	}
 	r.Carried, r.Saved = n.carriage.Intercluster()
 	for _, s := range n.relays.Status() {
@@ -176,7 +178,7 @@ func (n *node) ownReport() console.Report {
 			continue
 		}
 		winner, _ := known.Winner(s.ID)
-		p := console.Publication{
+		p := cascade.Publication{
 			Stream: string(s.ID), Epoch: own.Epoch, Since: s.Since, Viewers: s.Readers, Counts: winner.Origin == n.state.Node, Tracks: []string{},
 		}
 		if p.Viewers > 0 {
@@ -189,13 +191,55 @@ func (n *node) ownReport() console.Report {
 		p.Tracks = slices.Compact(p.Tracks) // layers of one picture
 		r.Published = append(r.Published, p)
 	}
+	if about.Validate() == nil {
+		n.addStream(&r, known, about)
+	}
 	return r
 }
 
-func (n *node) reportRelay(s relay.Status) console.Relay {
-	r := console.Relay{
+// addStream adds how one stream stands here, and what may stand in its way.
+func (n *node) addStream(r *cascade.Report, known *catalogue.State, id adapters.StreamID) {
+	for _, s := range n.sources.Status() {
+		r.Sources = append(r.Sources, cascade.Source{Name: s.Source, Peers: s.Peers, Error: s.Error})
+	}
+	for _, p := range n.mesh.Peers() {
+		if p.ID == n.state.Node {
+			continue
+		}
+		r.Peers = append(r.Peers, cascade.Peer{
+			Node: string(p.ID), Cluster: p.Cluster, Address: p.Address, Connected: p.Connected, RTTMs: milliseconds(p.RTT), Error: p.Error,
+			Conditions: p.Conditions,
+		})
+	}
+	s := cascade.Stream{
+		Name: string(id), Export: known.Exports(id), Import: policyOf(n.settings).Import.Allows(id), Holders: len(known.Holders(id)),
+	}
+	if winner, ok := known.Winner(id); ok {
+		s.Origin, s.Epoch = string(winner.Origin), winner.Epoch
+	}
+	if err := n.relays.Unfit(id); err != nil {
+		s.Refused = err.Error()
+	}
+	if here, ok := n.streamOf(id); ok {
+		s.Lacks = here.Lacks
+	}
+	for _, status := range n.relays.Status() {
+		if status.Stream != id {
+			continue
+		}
+		s.Viewers, s.Demand = status.Demand.Viewers, status.Demand.Any()
+		s.Owner, s.NextRetry = string(status.Owner), status.NextRetry
+		if f := status.Failure; f != nil {
+			s.Failure = &cascade.Failure{Side: string(f.Side), Step: f.Step, Code: f.Code, Text: status.LastError}
+		}
+	}
+	r.Stream = &s
+}
+
+func (n *node) reportRelay(s relay.Status) cascade.Relay {
+	r := cascade.Relay{
 		Stream: string(s.Stream), State: s.State, Why: string(s.Why), Epoch: s.Epoch, Parent: string(s.Parent),
-		Viewers: s.Demand.Viewers, LiveSince: s.LiveSince, LastError: s.LastError, Tracks: []string{}, Steps: []console.Step{},
+		Viewers: s.Demand.Viewers, LiveSince: s.LiveSince, LastError: s.LastError, Tracks: []string{}, Steps: []cascade.Step{},
 	}
 	for _, id := range s.Path {
 		r.Path = append(r.Path, string(id))
@@ -219,24 +263,35 @@ func (n *node) reportRelay(s relay.Status) console.Relay {
 		r.Tracks = append(r.Tracks, t.Codec)
 	}
 	for _, step := range s.Session.Steps {
-		r.Steps = append(r.Steps, console.Step{Name: step.Name, Ms: milliseconds(step.At.Sub(s.Session.Steps[0].At))})
+		r.Steps = append(r.Steps, cascade.Step{Name: step.Name, Ms: milliseconds(step.At.Sub(s.Session.Steps[0].At))})
 	}
 	return r
 }
 
-// cascade asks all nodes that are connected what they say of themselves. It takes at most reportTime.
-func (n *node) cascade() console.Cascade {
+// cascade is what all nodes say of themselves.
+func (n *node) cascade() cascade.Cascade { return n.askAll("") }
+
+// explain accounts for a stream at the nodes of a cluster, or with "" at all.
+func (n *node) explain(stream, cluster string) (any, error) {
+	if err := adapters.StreamID(stream).Validate(); err != nil {
+		return nil, fmt.Errorf("ask by ?stream=NAME: %w", err)
+	}
+	return cascade.Explain(n.askAll(adapters.StreamID(stream)), stream, cluster), nil
+}
+
+// askAll asks all nodes that are connected what they say of themselves, and of a stream. It takes at most reportTime.
+func (n *node) askAll(about adapters.StreamID) cascade.Cascade {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTime)
 	defer cancel()
-	own := n.ownReport()
-	c := console.Cascade{At: time.Now(), Here: own.Node, Nodes: []console.Node{{
+	own := n.ownReport(about)
+	c := cascade.Cascade{At: time.Now(), Here: own.Node, Nodes: []cascade.Node{{
 		Node: own.Node, Cluster: own.Cluster, Version: own.Version, Connected: true, Report: &own,
 	}}}
 	for _, p := range n.mesh.Peers() {
 		if p.ID == "" || p.ID == n.state.Node {
 			continue
 		}
-		c.Nodes = append(c.Nodes, console.Node{
+		c.Nodes = append(c.Nodes, cascade.Node{
 			Node: string(p.ID), Cluster: p.Cluster, Version: p.Version, Connected: p.Connected, RTTMs: milliseconds(p.RTT), Error: p.Error,
 		})
 	}
@@ -251,7 +306,7 @@ func (n *node) cascade() console.Cascade {
 		group.Go(func() {
 			defer func() { <-slots }()
 			var err error
-			if other.Report, err = n.ask(ctx, catalogue.NodeID(other.Node)); err != nil && other.Error == "" {
+			if other.Report, err = n.ask(ctx, catalogue.NodeID(other.Node), about); err != nil && other.Error == "" {
 				other.Error = err.Error()
 			}
 		})
@@ -261,12 +316,15 @@ func (n *node) cascade() console.Cascade {
 }
 
 // ask asks another node for its report.
-func (n *node) ask(ctx context.Context, id catalogue.NodeID) (*console.Report, error) {
+func (n *node) ask(ctx context.Context, id catalogue.NodeID, about adapters.StreamID) (*cascade.Report, error) {
 	base, transport, ok := n.forward(string(id))
 	if !ok {
 		return nil, errors.New("its address is not known")
 	}
 	base.Path = reportPath
+	if about != "" {
+		base.RawQuery = url.Values{"stream": {string(about)}}.Encode()
+	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String(), nil)
 	if err != nil {
 		return nil, err
@@ -282,7 +340,7 @@ func (n *node) ask(ctx context.Context, id catalogue.NodeID) (*console.Report, e
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("ask for its report: it answers %s", res.Status)
 	}
-	var report console.Report
+	var report cascade.Report
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxReport)).Decode(&report); err != nil {
 		return nil, fmt.Errorf("read its report: %w", err)
 	}

@@ -383,6 +383,7 @@ func (n *node) run(ctx context.Context) error {
 		serveHTTP(n.port.HTTP(), n.peerDoor(n.gateway.PeerHandler())),
 		serveHTTP(n.listeners.admin, n.consoleForAdmin(admin.New(admin.Options{
 			Ready: n.gateway.Ready, Drain: n.drain, Status: func() any { return n.status() }, Metrics: n.registry,
+			Explain: n.explain,
 			Demand:  &hooks{relays: n.relays, pod: n.settings.PodIP, logger: n.logger},
 			Profile: n.settings.Admin.Profile, Logger: n.logger,
 		}))),

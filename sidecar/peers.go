@@ -2,12 +2,9 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,34 +15,22 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 )
 
-const (
-	askTimeout    = 5 * time.Second
-	maxStatusBody = 64 << 20
-)
-
 // peersCommand shows what a running sidecar knows of the others.
 func peersCommand(environ []string, stdout io.Writer) *cobra.Command {
-	var admin string
 	var asJSON bool
-	cmd := &cobra.Command{
-		Use:   "peers",
-		Short: "Show the peers of the sidecar that runs here: who is connected, how far away, and what is wrong",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	q := question{environ: environ}
+	cmd := q.command("peers", "Show the peers of the sidecar that runs here: who is connected, how far away, and what is wrong", cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string) error {
 			var s status
-			if err := askStatus(cmd.Context(), admin, &s); err != nil {
+			if err := q.ask(cmd.Context(), "/api/status", &s); err != nil {
 				return err
 			}
 			if asJSON {
-				encoder := json.NewEncoder(stdout)
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(s.Peers)
+				q.form = "json"
 			}
-			return printPeers(stdout, s, time.Now())
-		},
-	}
-	cmd.Flags().StringVar(&admin, "admin", adminURL(environ), "URL of the sidecar's administration port")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the peers as JSON")
+			return q.print(stdout, s.Peers, func() error { return printPeers(stdout, s, time.Now()) })
+		})
+	cmd.Flags().BoolVar(&asJSON, "json", false, "the same as -o json")
 	return cmd
 }
 
@@ -63,29 +48,6 @@ func adminURL(environ []string) string {
 		host = "127.0.0.1"
 	}
 	return "http://" + net.JoinHostPort(host, port)
-}
-
-// askStatus reads the status of a running sidecar.
-func askStatus(ctx context.Context, admin string, into *status) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	url := strings.TrimSuffix(admin, "/") + "/api/status"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
-	if err != nil {
-		return fmt.Errorf("ask the sidecar at %q: %w", admin, err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask the sidecar (is it running here? -admin says where): %w", err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask the sidecar: GET %s: %s; is this its administration port?", url, resp.Status)
-	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatusBody)).Decode(into); err != nil {
-		return fmt.Errorf("read the answer of %s, which is no status: %w", url, err)
-	}
-	return nil
 }
 
 // printPeers writes a line for each peer, and below it what is wrong.

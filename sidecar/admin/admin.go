@@ -31,6 +31,8 @@ type Options struct {
 	Demand http.Handler
 	// Status yields the body of /api/status, to be written as JSON; nil: there is no such page.
 	Status func() any
+	// Explain yields the body of /api/explain?stream=NAME&at=CLUSTER, or what is wrong with the question; nil: there is no such page.
+	Explain func(stream, cluster string) (any, error)
 	// Metrics is what /metrics shows; nil: there is no such page.
 	Metrics prometheus.Gatherer
 	// Profile adds /debug/pprof.
@@ -38,7 +40,7 @@ type Options struct {
 	Logger  *slog.Logger // nil: discard
 }
 
-// New makes the handler of /livez, /readyz, /drain, /demand, /metrics, /api/status and, when asked, /debug/pprof.
+// New makes the handler of /livez, /readyz, /drain, /demand, /metrics, /api/status, /api/explain and, when asked, /debug/pprof.
 func New(o Options) http.Handler {
 	log := o.Logger
 	if log == nil {
@@ -83,15 +85,17 @@ func New(o Options) http.Handler {
 	}
 	if o.Status != nil {
 		mux.HandleFunc("GET /api/status", func(w http.ResponseWriter, _ *http.Request) {
-			body, err := json.Marshal(o.Status())
-			if err != nil { // a type that cannot be JSON: ours to mend
-				log.Error("status cannot be written", "error", err)
-				text(w, http.StatusInternalServerError, "status cannot be written: "+err.Error())
+			document(w, o.Status(), log)
+		})
+	}
+	if o.Explain != nil {
+		mux.HandleFunc("GET /api/explain", func(w http.ResponseWriter, r *http.Request) {
+			answer, err := o.Explain(r.URL.Query().Get("stream"), r.URL.Query().Get("at"))
+			if err != nil {
+				text(w, http.StatusBadRequest, err.Error())
 				return
 			}
-			w.Header().Set("Content-Type", "application/json")
-			w.Header().Set("Cache-Control", "no-store")
-			_, _ = w.Write(append(body, '\n'))
+			document(w, answer, log)
 		})
 	}
 	if o.Profile {
@@ -102,6 +106,19 @@ func New(o Options) http.Handler {
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	return mux
+}
+
+// document answers with JSON.
+func document(w http.ResponseWriter, v any, log *slog.Logger) {
+	body, err := json.Marshal(v)
+	if err != nil { // a type that cannot be JSON: ours to mend
+		log.Error("status cannot be written", "error", err)
+		text(w, http.StatusInternalServerError, "status cannot be written: "+err.Error())
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(append(body, '\n'))
 }
 
 func text(w http.ResponseWriter, status int, words string) {

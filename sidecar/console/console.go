@@ -16,6 +16,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/sidestream-dev/sidestream/sidecar/cascade"
 )
 
 // Path is where the pages are found at a gateway, or at the port for administration.
@@ -45,7 +47,7 @@ type Options struct {
 	Streams func() []Stream
 	// Cascade is all that is known of the mesh; nil: operators find nothing here. It is asked for once a second while somebody
 	// looks, by one caller at a time.
-	Cascade func() Cascade
+	Cascade func() cascade.Cascade
 	// Allow says whether a request may see the cascade, and with StreamsClosed the list of streams; nil: everybody's may.
 	Allow         func(*http.Request) bool
 	StreamsClosed bool

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sidestream-dev/sidestream/sidecar/cascade"
 )
 
 func get(t *testing.T, h http.Handler, path string, header ...string) (*http.Response, string) {
@@ -36,7 +38,7 @@ func everything() Options {
 	return Options{
 		Region:  "germany",
 		Streams: func() []Stream { return []Stream{{Name: "demo", Origin: "singapore"}} },
-		Cascade: func() Cascade { return Cascade{At: time.Now(), Here: "n1"} },
+		Cascade: func() cascade.Cascade { return cascade.Cascade{At: time.Now(), Here: "n1"} },
 	}
 }
 
@@ -197,9 +199,9 @@ func TestGuard(t *testing.T) {
 func TestWatchers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var looks, version atomic.Int64
-		c := &caster{look: func() Cascade {
+		c := &caster{look: func() cascade.Cascade {
 			looks.Add(1)
-			return Cascade{At: time.Now(), Here: "n1", Nodes: []Node{{Node: "n1", RTTMs: float64(version.Load())}}}
+			return cascade.Cascade{At: time.Now(), Here: "n1", Nodes: []cascade.Node{{Node: "n1", RTTMs: float64(version.Load())}}}
 		}}
 		type watcher struct {
 			lines  chan string

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/whip"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/planner"
 )
@@ -1353,9 +1354,45 @@ func (m *Manager) grant(ctx context.Context, stream adapters.StreamID, r *run) (
 		err = m.accept(stream, grant, r)
 	}
 	if err != nil {
-		return Grant{}, fmt.Errorf("pull %s from %s: %w", stream, r.parent, err)
+		return Grant{}, &GrantError{Stream: stream, Parent: r.parent, Err: err}
 	}
 	return grant, nil
+}
+
+// GrantError says that a parent did not let a stream be pulled, or that what it granted cannot be used.
+type GrantError struct {
+	Stream adapters.StreamID
+	Parent catalogue.NodeID
+	Err    error
+}
+
+func (e *GrantError) Error() string {
+	return fmt.Sprintf("pull %s from %s: %v", e.Stream, e.Parent, e.Err)
+}
+func (e *GrantError) Unwrap() error { return e.Err }
+
+// Failure is where an attempt to carry a stream ended.
+type Failure struct {
+	Side Side   `json:"side"`
+	Step string `json:"step"`           // of a SessionError, or "grant"
+	Code int    `json:"code,omitempty"` // of the HTTP answer that was no; 0: there was none
+}
+
+// failureOf places an error; nil where it has no place.
+func failureOf(err error) *Failure {
+	f := &Failure{}
+	if refused, ok := errors.AsType[*whip.StatusError](err); ok {
+		f.Code = refused.Code
+	}
+	if s, ok := errors.AsType[*SessionError](err); ok {
+		f.Side, f.Step = s.Side, s.Step
+		return f
+	}
+	if _, ok := errors.AsType[*GrantError](err); ok {
+		f.Side, f.Step = Parent, "grant"
+		return f
+	}
+	return nil
 }
 
 // usable says why a grant cannot be used, whatever this node has told others.
@@ -1545,6 +1582,7 @@ type Status struct {
 	Since     time.Time          `json:"since,omitzero"`     // when the relay was begun
 	LiveSince time.Time          `json:"liveSince,omitzero"` // when its media flowed first
 	LastError string             `json:"lastError,omitempty"`
+	Failure   *Failure           `json:"failure,omitempty"` // where LastError comes from
 	NextRetry time.Time          `json:"nextRetry,omitzero"`
 	Standby   *SecondStatus      `json:"standby,omitempty"` // where a second copy is wanted
 	Session   *SessionStatus     `json:"session,omitempty"`
@@ -1596,7 +1634,7 @@ func (m *Manager) Status() []Status {
 			Stream: id, State: StateIdle, Why: d.Why, Demand: e.demand, Parent: d.Parent, Owner: d.Owner, Epoch: d.Hold.Epoch,
 		}
 		if e.lastErr != nil {
-			s.LastError = e.lastErr.Error()
+			s.LastError, s.Failure = e.lastErr.Error(), failureOf(e.lastErr)
 		}
 		switch d.Action {
 		case planner.Ask:

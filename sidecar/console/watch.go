@@ -10,84 +10,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sidestream-dev/sidestream/sidecar/cascade"
 )
-
-// Cascade is the mesh as one node sees it, with what the others say of themselves.
-type Cascade struct {
-	At    time.Time `json:"at"`
-	Here  string    `json:"here"` // the node
-	Nodes []Node    `json:"nodes"`
-}
-
-// Node is one of the mesh. Report is what it says of itself, nil where it could not be asked: Error says why.
-type Node struct {
-	Node      string  `json:"node"`
-	Cluster   string  `json:"cluster"`
-	Version   string  `json:"version,omitempty"`
-	Connected bool    `json:"connected"` // to the node that looks
-	RTTMs     float64 `json:"rttMs"`     // from there; 0: not known
-	Error     string  `json:"error,omitempty"`
-	Report    *Report `json:"report,omitempty"`
-}
-
-// Report is what a node says of itself.
-type Report struct {
-	Node        string        `json:"node"`
-	Cluster     string        `json:"cluster"`
-	Version     string        `json:"version"`
-	Adapter     string        `json:"adapter"`
-	Ready       bool          `json:"ready"`
-	Draining    bool          `json:"draining"`
-	ServerError string        `json:"serverError,omitempty"` // why its media server cannot be asked
-	Published   []Publication `json:"published"`
-	Relays      []Relay       `json:"relays"`
-	Omitted     int           `json:"omitted,omitempty"` // streams beyond those that are listed
-	// Carried are the bytes of media that came from other clusters, Saved those that would have come besides, had each viewer
-	// here played at the origin's. Both count from the node's start.
-	Carried uint64 `json:"carried"`
-	Saved   uint64 `json:"saved"`
-}
-
-// Publication is a stream that is published at a node's own server.
-type Publication struct {
-	Stream  string    `json:"stream"`
-	Epoch   uint64    `json:"epoch"`
-	Since   time.Time `json:"since,omitzero"`
-	Viewers int       `json:"viewers"` // without relays of other nodes; -1: not known
-	Tracks  []string  `json:"tracks"`  // codecs
-	Counts  bool      `json:"counts"`  // it is the publication that all nodes show
-}
-
-// Relay is a stream that a node carries, or would.
-type Relay struct {
-	Stream      string    `json:"stream"`
-	State       string    `json:"state"`
-	Why         string    `json:"why,omitempty"`
-	Epoch       uint64    `json:"epoch"`
-	Parent      string    `json:"parent,omitempty"`
-	Path        []string  `json:"path,omitempty"` // nodes, the origin first
-	Viewers     int       `json:"viewers"`
-	LiveSince   time.Time `json:"liveSince,omitzero"`
-	LastError   string    `json:"lastError,omitempty"`
-	Standby     string    `json:"standby,omitempty"` // the second copy's parent
-	Bytes       uint64    `json:"bytes"`
-	Packets     uint64    `json:"packets"`
-	Lost        uint64    `json:"lost"`
-	Repaired    uint64    `json:"repaired"`
-	NACKs       uint64    `json:"nacks"`
-	KeyRequests uint64    `json:"keyFrameRequests"`
-	RTTMs       float64   `json:"rttMs"`   // to the parent
-	AddedMs     float64   `json:"addedMs"` // through the relay
-	Tracks      []string  `json:"tracks"`  // codecs
-	Steps       []Step    `json:"steps"`   // of the pull
-	Changes     int       `json:"changes"` // of parents, without an end
-}
-
-// Step is one of a pull, and how long after the first it was taken.
-type Step struct {
-	Name string  `json:"name"`
-	Ms   float64 `json:"ms"`
-}
 
 // Guard lets operators in: by a token, or because a reverse proxy that is trusted says who they are.
 type Guard struct {
@@ -129,15 +54,15 @@ const (
 
 // caster shows the cascade to those who watch, and looks no more often for many than for one.
 type caster struct {
-	look func() Cascade
+	look func() cascade.Cascade
 
 	mu       sync.Mutex
-	last     Cascade
+	last     cascade.Cascade
 	watchers int
 }
 
 // recent is the cascade of a moment ago.
-func (c *caster) recent() Cascade {
+func (c *caster) recent() cascade.Cascade {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.last.At) >= period*9/10 {
