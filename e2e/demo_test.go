@@ -20,9 +20,9 @@ func TestDemo(t *testing.T) {
 	ready := p.await(ctx, t, "ready", func(e event) bool { return e.Event == "ready" })
 	p.await(ctx, t, "the clip is published", func(e event) bool { return e.Event == "published" && e.Region == "singapore" })
 
-	whep := map[string]string{}
+	whep, admin := map[string]string{}, map[string]string{}
 	for _, r := range ready.Regions {
-		whep[r.Name] = r.WHEP
+		whep[r.Name], admin[r.Name] = r.WHEP, r.Admin
 	}
 	var germans []*viewer
 	for range 3 {
@@ -42,6 +42,21 @@ func TestDemo(t *testing.T) {
 		}
 		if r.KeyFrames == 0 {
 			t.Errorf("viewer %d: no key frame", i)
+		}
+	}
+
+	// The metrics tell that it crosses once, and what the other two viewers would have cost.
+	metrics := series(ctx, t, admin["germany"])
+	carried, saved := metrics["sidestream_intercluster_bytes_total"], metrics["sidestream_intercluster_saved_bytes_total"]
+	if carried == 0 || saved < carried/2 || saved > 2*carried {
+		t.Errorf("%.0f bytes carried, %.0f saved", carried, saved)
+	}
+	for name, want := range map[string]float64{
+		`sidestream_relays{state="live"}`: 1, `sidestream_catalogue_streams{origin="remote"}`: 1, "sidestream_adapter_up": 1,
+		`sidestream_mesh_peers{peer_cluster="singapore",state="ready"}`: 1, `sidestream_gateway_hold_seconds_count{outcome="served"}`: 3,
+	} {
+		if got := metrics[name]; got != want {
+			t.Errorf("%s is %v; want %v", name, got, want)
 		}
 	}
 
@@ -109,4 +124,17 @@ func TestBadFlagsAndSettings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// series are the values that a node's metrics have now.
+func series(ctx context.Context, t *testing.T, admin string) map[string]float64 {
+	t.Helper()
+	values := map[string]float64{}
+	for line := range strings.Lines(string(getBody(ctx, t, admin+"/metrics"))) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil {
+			values[name] = v
+		}
+	}
+	return values
 }

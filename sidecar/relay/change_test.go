@@ -91,7 +91,7 @@ func (c *cable) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-func newSFU(t *testing.T) *sfu {
+func newSFU(t testing.TB) *sfu {
 	t.Helper()
 	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -133,7 +133,7 @@ func newRemux(t *testing.T, mtu uint16) *relaytest.Remux {
 }
 
 // while runs something until the test ends, or the returned function is called, and joins it.
-func while(t *testing.T, run func(context.Context) error) (stop func()) {
+func while(t testing.TB, run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -156,7 +156,7 @@ func client() *whip.Client {
 }
 
 // publish sends the test source to a server. It returns when the server has it.
-func publish(t *testing.T, s server, codec string) (stop func()) {
+func publish(t testing.TB, s server, codec string) (stop func()) {
 	t.Helper()
 	source, err := testsource.New(testsource.Options{Codec: codec})
 	if err != nil {
@@ -181,7 +181,7 @@ type relayed struct {
 	ended chan error
 }
 
-func newRelay(t *testing.T, from, to server, options func(*SessionOptions)) *relayed {
+func newRelay(t testing.TB, from, to server, options func(*SessionOptions)) *relayed {
 	t.Helper()
 	web := &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(web.CloseIdleConnections)

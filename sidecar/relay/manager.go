@@ -1616,8 +1616,10 @@ func (m *Manager) Share(id adapters.StreamID) Share {
 	}
 	state, _ := m.o.Catalogue.Snapshot()
 	origin, known := state.Node(e.run.publication.Origin)
+	// Not the demand: plays are held until the server has surely counted them, and so are in it twice for a while.
+	viewers := max(e.held, m.server[id].Readers-e.demand.Children)
 	return Share{
-		Crosses: e.run.outside, Foreign: known && origin.Cluster != state.Self().Cluster, Viewers: e.demand.Viewers,
+		Crosses: e.run.outside, Foreign: known && origin.Cluster != state.Self().Cluster, Viewers: viewers,
 	}
 }
 

@@ -315,10 +315,11 @@ func (o *outlet) noticed() time.Time {
 	return first
 }
 
-// after is the number of the first packet behind the gap.
+// after is the number of the first packet behind the gap: that behind the newest, where the history has none of them any more. The
+// newest itself may be gone, when a source that counts anew has put another packet in its place.
 func (o *outlet) after() uint16 {
 	seq := o.next + 1
-	for seq != o.newest && !o.history.Has(seq) {
+	for seq != o.newest+1 && !o.history.Has(seq) {
 		seq++
 	}
 	return seq
@@ -330,7 +331,11 @@ func (o *outlet) giveUp() {
 	missing := seq - o.next
 	o.stats.givenUp += uint64(missing)
 	o.next, o.waits, o.spliced = seq, false, true
-	if !o.video || !o.history.Sequence(seq, &o.packet) {
+	if !o.video {
+		return
+	}
+	if !o.history.Sequence(seq, &o.packet) {
+		o.lost()
 		return
 	}
 	p := &o.packet

@@ -104,7 +104,7 @@ func newHop(t *testing.T, o hopOptions) *hop {
 }
 
 // background runs something until the test ends, and joins it.
-func background(t *testing.T, run func(context.Context) error) {
+func background(t testing.TB, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx) }()
@@ -117,7 +117,7 @@ func background(t *testing.T, run func(context.Context) error) {
 }
 
 // bound is a context for one wait of a test.
-func bound(t *testing.T) context.Context {
+func bound(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	t.Cleanup(cancel)

@@ -127,6 +127,20 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// The index leads to every page.
+func TestIndex(t *testing.T) {
+	index, err := os.ReadFile("../docs/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob("../docs/*.md")
+	for _, file := range files {
+		if name := filepath.Base(file); name != "README.md" && !strings.Contains(string(index), "]("+name) {
+			t.Errorf("docs/README.md does not lead to %s", name)
+		}
+	}
+}
+
 // The tests that docs/security.md names are there.
 func TestNamedTests(t *testing.T) {
 	page, err := os.ReadFile("../docs/security.md")
