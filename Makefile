@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak sim bench-mesh bed e2e interop image generate build help clean fuzz vuln
+.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak soak-sfu sim bench-mesh bed e2e interop image generate build help clean fuzz vuln
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -60,6 +60,8 @@ bench-failover: build ## how long a viewer's picture stands still when a node is
 
 soak: build ## kills parents, sidecars, servers and the publisher at random; ARGS="-duration 30m -seed 1"
 	@$(GO) run ./e2e/soak $(ARGS)
+soak-sfu: ## viewers of the built-in SFU come, go and are killed at random, its memory is looked at; ARGS="-soak 30m -seed 1"
+	@$(GO) run ./e2e/sfubench -soak 10m $(ARGS)
 
 ##@ Try it whole
 bed: ## control planes for the end-to-end tests, built once into the user's cache: some ten minutes

@@ -58,8 +58,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	bounded := []string{
-		"adapter", "answer", "class", "condition", "direction", "go_version", "how", "kind", "origin", "outcome", "peer_cluster", "reason",
-		"result", "role", "side", "source", "state", "step", "version", "why",
+		"adapter", "answer", "class", "codec", "condition", "direction", "go_version", "how", "kind", "layer", "origin", "outcome", "path",
+		"peer_cluster", "reason", "result", "role", "side", "source", "state", "step", "version", "why",
 	}
 	for _, m := range all {
 		for _, label := range m.Labels {

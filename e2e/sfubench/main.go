@@ -38,6 +38,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	flags.IntVar(&b.sessions, "sessions", 1000, "viewers that come evenly within 20 s; 0: none")
 	flags.StringVar(&b.cpuProfile, "cpuprofile", "", "write a CPU profile of the built-in SFU to this file")
 	flags.StringVar(&b.heapProfile, "memprofile", "", "write a profile of the built-in SFU's memory, with its viewers, to this file")
+	k := soak{out: stdout}
+	flags.DurationVar(&k.duration, "soak", 0, "instead, let viewers come and go at random for so long, and look whether the memory grows")
+	flags.Uint64Var(&k.seed, "seed", uint64(time.Now().UnixNano()), "of the soak")
 	asJSON := flags.Bool("json", false, "print JSON")
 	role := flags.String("role", "", "for the bench itself: be what is measured, \"sfu\" or \"loop\"")
 	if err := flags.Parse(args); err != nil {
@@ -51,6 +54,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	}
 	if b.viewers < 1 || b.joins < 0 || b.sessions < 0 || b.duration <= 0 {
 		return errors.New("give at least one viewer, a time above 0, and no negative numbers")
+	}
+	if k.duration > 0 {
+		k.profile = b.heapProfile
+		return k.run(ctx)
 	}
 	if *asJSON {
 		b.out = io.Discard

@@ -39,6 +39,31 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// What is left at low tide may waver, and not grow.
+func TestJudge(t *testing.T) {
+	for name, test := range map[string]struct {
+		tides          func(i int) tidemark
+		viewers, empty int
+		ok             bool
+	}{
+		"flat":         {func(i int) tidemark { return tidemark{memory(50e6 + i%3*1e6), 20} }, 100, 1, true},
+		"it warms up":  {func(i int) tidemark { return tidemark{memory(50e6 * min(i+1, 3) / 3), 20} }, 100, 0, true},
+		"memory grows": {func(i int) tidemark { return tidemark{memory(50e6 + i*1e6), 20} }, 100, 0, false},
+		"files grow":   {func(i int) tidemark { return tidemark{50e6, 20 + i} }, 100, 0, false},
+		"nothing came": {func(int) tidemark { return tidemark{50e6, 20} }, 100, 2, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var marks []tidemark
+			for i := range 20 {
+				marks = append(marks, test.tides(i))
+			}
+			if err := judge(marks, test.viewers, test.empty); (err == nil) != test.ok {
+				t.Errorf("judged: %v", err)
+			}
+		})
+	}
+}
+
 func TestRunRefuses(t *testing.T) {
 	for _, args := range [][]string{{"-viewers", "ten"}, {"-viewers", "0"}, {"-sessions", "-1"}, {"-nonsense"}} {
 		if err := run(t.Context(), args, nil, &strings.Builder{}); err == nil {

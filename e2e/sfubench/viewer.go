@@ -110,8 +110,14 @@ func (p *picture) SenderReport(media.SenderReport) {}
 
 // open begins to play and waits until the connection is up.
 func open(ctx context.Context, client *http.Client, from adapters.Endpoint, c *counts) (*viewer, error) {
+	return openBy(ctx, client, from, c, media.Transport{Loopback: true, Filter: oneAddress})
+}
+
+func openBy(
+	ctx context.Context, client *http.Client, from adapters.Endpoint, c *counts, transport media.Transport,
+) (*viewer, error) {
 	v := &viewer{counts: c, key: make(chan time.Time, 1)}
-	v.conn = media.NewConn(media.Transport{Loopback: true, Filter: oneAddress}, func(t *media.Track) media.Sink {
+	v.conn = media.NewConn(transport, func(t *media.Track) media.Sink {
 		return &picture{viewer: v, video: t.Kind() == webrtc.RTPCodecTypeVideo}
 	})
 	session, err := (&whip.Client{HTTP: client, NewPeerConnection: v.conn.NewPeerConnection}).Play(ctx, from, nil)
