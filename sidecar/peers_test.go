@@ -69,7 +69,7 @@ func TestPeersCommand(t *testing.T) {
 		"json":              {args: []string{"-admin", server.URL, "-json"}, out: `"id": "n2"`},
 		"by the settings":   {environ: []string{"SIDESTREAM_ADMIN_LISTEN=" + server.Listener.Addr().String()}, out: "n1 of cluster germany"},
 		"another server":    {args: []string{"-admin", server.URL + "/other"}, failed: "is this its administration port?"},
-		"not a status":      {args: []string{"-admin", server.URL + "/page"}, failed: "which is no status"},
+		"not a status":      {args: []string{"-admin", server.URL + "/page"}, failed: "read the answer"},
 		"nobody is there":   {args: []string{"-admin", "http://127.0.0.1:1"}, failed: "is it running here?"},
 		"not even a URL":    {args: []string{"-admin", "http://\x00"}, failed: "ask the sidecar"},
 		"more than it asks": {args: []string{"everybody"}, failed: "unknown command"},
