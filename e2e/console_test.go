@@ -210,6 +210,59 @@ func TestConsoleSurvives(t *testing.T) {
 	child.until(ctx, t, "the child relays", func(st siteStatus) bool { return len(st.Relays) == 1 && st.Relays[0].State == "live" })
 }
 
+// A region dies under a page of another one, and comes back: the picture does, too, by itself.
+func TestConsoleOutlivesRegion(t *testing.T) {
+	chromium := browse(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	pods := startPods(ctx, t, "singapore", "germany")
+	here, there := pods[0], pods[1]
+	_ = here.sidecar.cmd.Process.Kill()
+	_ = here.sidecar.cmd.Wait()
+	here.env = append(here.env, "SIDESTREAM_CONSOLE_ENABLED=true",
+		"SIDESTREAM_CONSOLE_REGIONS=singapore="+here.url+"/sidestream/,germany="+there.url+"/sidestream/")
+	here.startSidecar(t)
+	here.until(ctx, t, "all peers", peers(1))
+	publish(ctx, t, here.url+"/whip/show")
+	there.until(ctx, t, "the stream is known", func(st siteStatus) bool { return len(st.Streams) == 1 })
+	page := tab(chromium, t)
+	do(page, t, "play from there", chromedp.EmulateViewport(1200, 900), chromedp.Navigate(here.url+"/sidestream/?stream=show&from=germany"), plays(30))
+	for _, p := range []*process{there.sidecar, there.sfu} {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	}
+	do(page, t, "the region is gone", inPage(`document.getElementById("status").textContent.includes("Trying again")`))
+	picture(page, t, "region-gone")
+	there.startSFU(t)
+	there.startSidecar(t)
+	do(page, t, "it is back", chromedp.Evaluate[chromedp.Void](`window.sidestream.stats = {}`), plays(30))
+	if s := numbers(page, t); s.Region != "germany" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Three qualities of a camera, of which the viewer takes the lowest.
+func TestConsoleQuality(t *testing.T) {
+	chromium := browse(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	site := startSitesWith(ctx, t, map[int][]string{0: {"SIDESTREAM_CONSOLE_ENABLED=true"}}, "germany")[0]
+	publishing, watching := tab(chromium, t), tab(chromium, t)
+	do(publishing, t, "publish in three qualities", chromedp.EmulateViewport(1200, 900), chromedp.Navigate(site.url+"/sidestream/publish"),
+		chromedp.SetValue(chromedp.CSS(`#form [name=source]`), "camera"), chromedp.Click(chromedp.CSS(`#form [name=simulcast]`)),
+		chromedp.Click(chromedp.CSS(`#form [type=submit]`)),
+		inPage(`window.sidestream.published?.layers === 3 && window.sidestream.published.framesEncoded > 60`))
+	pictures(publishing, t, "publish-page")
+	do(watching, t, "choose", chromedp.EmulateViewport(1200, 900), chromedp.Navigate(site.url+"/sidestream/?stream=studio"), plays(30),
+		inPage(`!document.getElementById("layer-field").hidden && document.getElementById("layer").options.length === 4`),
+		chromedp.Evaluate[chromedp.Void](`(() => { const l = document.getElementById("layer"); l.value = [...l.options].find((o) => o.value.endsWith(" l")).value; l.dispatchEvent(new Event("change")); })()`),
+		inPage(`window.sidestream.stats.width > 0 && window.sidestream.stats.width <= 320`),
+		chromedp.Evaluate[chromedp.Void](`(() => { const l = document.getElementById("layer"); l.value = [...l.options].find((o) => o.value.endsWith(" h")).value; l.dispatchEvent(new Event("change")); })()`),
+		inPage(`window.sidestream.stats.width >= 640`),
+	)
+	picture(watching, t, "quality")
+}
+
 // Operators show a token; the proxy's header counts only where it comes from the proxy.
 func TestConsoleIsClosed(t *testing.T) {
 	if os.Getenv("E2E") == "" {

@@ -92,9 +92,9 @@ function encodings(track, kbps, simulcast) {
   if (track.kind === "audio") return [{}];
   if (!simulcast) return [{ maxBitrate: kbps * 1000 }];
   return [
-    { rid: "h", maxBitrate: kbps * 1000 },
-    { rid: "m", maxBitrate: kbps * 350, scaleResolutionDownBy: 2 },
     { rid: "l", maxBitrate: kbps * 100, scaleResolutionDownBy: 4 },
+    { rid: "m", maxBitrate: kbps * 350, scaleResolutionDownBy: 2 },
+    { rid: "h", maxBitrate: kbps * 1000 },
   ];
 }
 
