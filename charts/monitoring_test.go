@@ -13,7 +13,12 @@ import (
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/sidestream-dev/sidestream/injector/inject"
+	"github.com/sidestream-dev/sidestream/sidecar/config"
 )
 
 // metric is a row of docs/metrics.md, which its own test keeps as the code is.
@@ -244,5 +249,46 @@ func TestCheckFinds(t *testing.T) {
 		if check(&found, all, query); found == 0 {
 			t.Errorf("%s passes", query)
 		}
+	}
+}
+
+// The PodMonitors name ports that the pods have.
+func TestPodMonitorPorts(t *testing.T) {
+	sidecar := config.Default()
+	sidecar.Cluster = "germany"
+	pod, decision := inject.Mutate(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Labels: map[string]string{inject.Label: "true"}, Annotations: map[string]string{"sidestream.dev/adapter": "mediamtx"},
+		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "mtx", Image: "mediamtx:1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8889}},
+		}}},
+	}, nil, inject.Options{
+		Image: "sidestream:1", Revision: "default", Native: true, Sidecar: sidecar,
+		Ports: inject.Ports{Gateway: 18080, Peer: 18443, Admin: 18090},
+	})
+	if decision.Reason != inject.Injected {
+		t.Fatal(decision)
+	}
+	var ports []string
+	for _, c := range pod.Spec.InitContainers {
+		for _, p := range c.Ports {
+			ports = append(ports, p.Name)
+		}
+	}
+	var monitors []string
+	on := map[string]any{"enabled": true}
+	files, err := render(t, map[string]any{"cluster": "germany", "monitoring": map[string]any{"podMonitor": on}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`- port: (\S+)`).FindAllStringSubmatch(files["sidestream/templates/monitoring.yaml"], -1) {
+		monitors = append(monitors, m[1])
+	}
+	if len(monitors) != 2 || !slices.Contains(ports, monitors[0]) || pod.Labels["sidestream.dev/injected"] != "true" {
+		t.Errorf("sidecars have the ports %v and the labels %v; monitors look at %v", ports, pod.Labels, monitors)
+	}
+	if !strings.Contains(files["sidestream/templates/deployment.yaml"], "{name: "+monitors[1]+",") {
+		t.Errorf("the injector has no port %s", monitors[1])
 	}
 }

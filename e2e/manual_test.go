@@ -91,7 +91,7 @@ func TestLinks(t *testing.T) {
 			return nil
 		}
 		for _, m := range heading.FindAllStringSubmatch(string(text), -1) {
-			id := strings.ToLower(regexp.MustCompile("\\[([^\\]]*)\\]\\([^)]*\\)").ReplaceAllString(m[1], "$1"))
+			id := strings.ToLower(regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`).ReplaceAllString(m[1], "$1"))
 			id = regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(id, "")
 			ids = append(ids, strings.ReplaceAll(id, " ", "-"))
 		}
