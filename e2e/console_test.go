@@ -107,6 +107,22 @@ func TestConsole(t *testing.T) {
 		t.Errorf("the page counts %.0f packets more, the server %.0f", got, want)
 	}
 
+	// Nothing was asked of any other host.
+	hosts, err := chromedp.Run(page, chromedp.Evaluate[[]string](
+		`performance.getEntriesByType("resource").map((e) => new URL(e.name).origin).filter((o, i, all) => all.indexOf(o) === i)`))
+	if err != nil || len(hosts) == 0 {
+		t.Error(hosts, err)
+	}
+	for _, h := range hosts {
+		if h != url["germany"] && h != url["singapore"] && h != url["us-west"] {
+			t.Errorf("it asks %s", h)
+		}
+	}
+	paint, err := chromedp.Run(page, chromedp.Evaluate[float64](`performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? -1`))
+	t.Logf("first paint after %.0f ms %v", paint, err)
+	latency, err := chromedp.Run(page, chromedp.Evaluate[float64](`window.sidestream.stats.latencyMs ?? -1`))
+	t.Logf("since the capture: %.0f ms %v", latency, err)
+
 	// Record what loss does.
 	do(page, t, "lose", chromedp.Click(chromedp.CSS(`#record`)),
 		chromedp.Evaluate[chromedp.Void](`(() => { const l = document.getElementById("loss"); l.value = 6; l.dispatchEvent(new Event("input")); l.dispatchEvent(new Event("change")); })()`),

@@ -82,8 +82,10 @@ export function second(now, before) {
 
 /** The time from the capture to the display, where the sender's clock is known and agrees with ours. */
 function latency(video) {
-  if (!video.estimatedPlayoutTimestamp) return undefined;
-  const ms = Date.now() - video.estimatedPlayoutTimestamp;
+  let captured = video.estimatedPlayoutTimestamp; // by the sender's clock
+  if (!captured) return undefined;
+  if (captured > 2.5e12) captured -= 2_208_988_800_000; // some count from 1900, as NTP does
+  const ms = Date.now() - captured;
   return ms > 0 && ms < 60_000 ? ms : undefined;
 }
 
