@@ -212,3 +212,39 @@ func TestReplays(t *testing.T) {
 		t.Errorf("%d packets went on", len(k.payloads))
 	}
 }
+
+// nowhere is where pion would write.
+type nowhere struct{ webrtc.TrackLocalWriter }
+
+// A packet that goes out by a shared port makes no garbage.
+func TestSendingAllocatesNothing(t *testing.T) {
+	transport := sharedPort(t)
+	out, err := srtp.CreateContext(make([]byte, 16), make([]byte, 12), srtp.ProtectionProfileAeadAes128Gcm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := NewConn(transport, nil)
+	d := &direct{conn: c, out: out}
+	d.move(&route{via: transport.Ports[0], remote: netip.MustParseAddrPort("127.0.0.1:9")})
+	c.direct.Store(d)
+	s := c.NewSender(SenderOptions{Kind: webrtc.RTPCodecTypeVideo, History: NewHistory(1), Congestion: true})
+	s.writer, s.ssrc, s.payloadType, s.congestion, s.bound = nowhere{}, 1, 96, 4, true
+	p := videoPacket(t, 0)
+	frame := func() {
+		c.Hold()
+		for range 4 {
+			p.Header.SequenceNumber++
+			s.Packet(p)
+		}
+		c.Release()
+	}
+	for range 100 {
+		frame()
+	}
+	if n := testing.AllocsPerRun(500, frame); n >= 1 {
+		t.Errorf("%v allocations for a frame", n)
+	}
+	if stats := s.Stats(); stats.Errors > 0 || stats.Packets == 0 {
+		t.Errorf("%+v", stats)
+	}
+}

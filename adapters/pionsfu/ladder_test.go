@@ -38,11 +38,12 @@ func (s *stretch) Probe() int {
 func climb(l *ladder, p *stretch, layers []standing, have int, d time.Duration) (int, time.Duration) {
 	now := time.Unix(1_800_000_000, 0)
 	for end := now.Add(d); now.Before(end); now = now.Add(lookAgain) {
-		room, limited := l.room(p, now)
+		room, _ := l.room(p, now)
 		l.consider(layers, have, room, now)
 		for at := now; l.goal > 0 && at.Before(now.Add(lookAgain)); at = at.Add(probeStep) {
 			l.probe(p, at)
 		}
+		var limited bool
 		room, limited = l.room(p, now)
 		if to := choose(layers, have, "", room, limited); to != have {
 			l.moved(layers[to].bits > layers[have].bits, now)

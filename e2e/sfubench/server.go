@@ -221,14 +221,14 @@ func oneAddress(ip net.IP) bool { return ip.IsLoopback() && ip.To4() != nil }
 
 // subject is a server's process and its endpoints.
 type subject struct {
-	role            string
-	process         *exec.Cmd
-	stdin           io.Closer
-	poke            func() // has the profile of the memory written
-	publish, play   adapters.Endpoint
-	cleanup         func()
-	viewers         []*viewer
-	idle, connected memory
+	role          string
+	process       *exec.Cmd
+	stdin         io.Closer
+	poke          func() // has the profile of the memory written
+	publish, play adapters.Endpoint
+	cleanup       func()
+	viewers       []*viewer
+	idle          memory
 }
 
 // start runs this program again, as a server.
