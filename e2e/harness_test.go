@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -132,6 +133,18 @@ func (p *process) said(text string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.ContainsFunc(p.log, func(line string) bool { return strings.Contains(line, text) })
+}
+
+// find is the group of an expression in the first of the last lines that has it; "" is none.
+func (p *process) find(expression *regexp.Regexp) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, line := range p.log {
+		if found := expression.FindStringSubmatch(line); found != nil {
+			return found[1]
+		}
+	}
+	return ""
 }
 
 func (p *process) keep(r io.Reader) {

@@ -351,7 +351,7 @@ func (n *node) newSession(s relay.Spec, metrics *relay.SessionMetrics) relay.Run
 	return relay.NewSession(relay.SessionOptions{
 		Stream: s.Stream, From: source.From, FromHTTP: source.FromHTTP, To: n.adapter.Ingest(s.Stream), ToHTTP: n.local,
 		Transport: n.around.relay, Traits: n.adapter.Traits(),
-		Logger: n.logger, Metrics: metrics, Share: func() relay.Share { return n.relays.Share(s.Stream) },
+		Logger: n.logger.With("pull", gateway.PullID(s.Grant.Token)), Metrics: metrics, Share: func() relay.Share { return n.relays.Share(s.Stream) },
 	})
 }
 

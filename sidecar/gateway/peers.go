@@ -53,7 +53,7 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 	name, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), pullPath))
 	id := adapters.StreamID(name)
 	var child, outcome string
-	began := time.Now()
+	pull, began := PullID(r.Header.Get(PullTokenHeader)), time.Now()
 	defer func() {
 		if outcome == "" { // the server's word
 			outcome = "refused"
@@ -65,7 +65,7 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 			}
 		}
 		g.metrics.pulls.WithLabelValues(outcome).Inc()
-		g.log.Info("pull answered", "child", child, "stream", id, "outcome", outcome, "status", w.status,
+		g.log.Info("pull answered", "pull", pull, "child", child, "stream", id, "outcome", outcome, "status", w.status,
 			"from", r.RemoteAddr, "took", time.Since(began))
 	}()
 

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -47,6 +48,12 @@ func (t *Tokens) Issue(child string, stream adapters.StreamID) string {
 	token := t.mac(expiry, child, stream)
 	token = binary.BigEndian.AppendUint64(token, expiry)
 	return base64.RawURLEncoding.EncodeToString(append(token, child...))
+}
+
+// PullID names the pull of a token in the logs of both its ends. It opens nothing.
+func PullID(token string) string {
+	sum := sha256.Sum256([]byte("sidestream pull id\x00" + token))
+	return hex.EncodeToString(sum[:5])
 }
 
 // Verify says which child a token was issued to, or that it does not open a pull of the stream now.

@@ -11,10 +11,14 @@ const shelf = "measurements";
 export class Measurement {
   constructor(about, samples = []) {
     this.about = { at: new Date().toISOString(), page: config.region, browser: navigator.userAgent, ...about };
-    this.samples = samples; // of what second() gives
+    this.samples = samples; // of what second() gives, one a second
   }
 
+  /** Adds a second. Those in which nothing was measured, because the session was lost, are seconds without a picture. */
   add(s) {
+    this.began ??= performance.now();
+    const seconds = Math.min(Math.round((performance.now() - this.began) / 1000), maxSeconds - 1);
+    while (this.samples.length < seconds) this.samples.push({ fps: 0, freezeMs: 1000 });
     // Six digits are more than anybody measures.
     this.samples.push(Object.fromEntries(figures.filter(({ key }) => Number.isFinite(s[key])).map(({ key }) => [key, Number(s[key].toPrecision(6))])));
   }
@@ -92,19 +96,22 @@ export function summary({ samples }) {
   const of = (key) => samples.map((s) => s[key]).filter((v) => v !== undefined);
   const mean = (key) => { const v = of(key); return v.length ? v.reduce((a, b) => a + b, 0) / v.length : undefined; };
   const sum = (key) => { const v = of(key); return v.length ? v.reduce((a, b) => a + b, 0) : undefined; };
-  const rise = (key) => { const v = of(key); return v.length ? Math.max(0, v.at(-1) - v[0]) : undefined; };
+  const whole = (key) => (sum(key) === undefined ? undefined : Math.round(sum(key)));
+  // What counts from each session's beginning; a lower number is a new session's.
+  const rise = (key) => { const v = of(key); return v.length ? v.reduce((n, x, i) => n + (i === 0 ? 0 : x < v[i - 1] ? x : x - v[i - 1]), 0) : undefined; };
   const quantile = (key, q) => { const v = of(key).sort((a, b) => a - b); return v.length ? v[Math.min(v.length - 1, Math.floor(q * v.length))] : undefined; };
   return {
     "Length, s": samples.length,
     "Round trip, ms": mean("rttMs"),
     "Packets lost, %": mean("lossPercent"),
-    "Asked for again (NACK)": sum("nacks"),
-    "Key frames asked for (PLI)": sum("plis"),
+    "Asked for again (NACK)": whole("nacks"),
+    "Key frames asked for (PLI)": whole("plis"),
     "Jitter buffer, ms": mean("bufferMs"),
     "Jitter buffer, highest, ms": quantile("bufferMs", 1),
     "Frames per second": mean("fps"),
     "Freezes": rise("freezes"),
-    "Frozen, s": rise("freezeSeconds"),
+    "Frozen, s": sum("freezeMs") === undefined ? undefined : Math.round(sum("freezeMs") / 100) / 10,
+    "Without a session, s": samples.filter((s) => s.rttMs === undefined && s.videoKbps === undefined).length || undefined,
     "Frames dropped": rise("dropped"),
     "Video, kbit/s": mean("videoKbps"),
     "Audio, kbit/s": mean("audioKbps"),

@@ -78,7 +78,7 @@ async function run(place, stream, seconds, loss, path, tick, signal) {
     connection.addEventListener("track", (e) => { media.addTrack(e.track); video.srcObject = media; });
     return connection;
   };
-  const session = await Session.open(endpoint("whep", stream, pagesOf(region)), "", pc, signal);
+  const session = await Session.open(endpoint("whep", stream, pagesOf(region)), form.token.value, pc, signal);
   const measurement = new Measurement({ stream, region, path, lossPercent: loss });
   try {
     if (loss) await session.lose(loss);
@@ -108,7 +108,7 @@ async function compare() {
   const stream = form.stream.value.trim();
   const [seconds, loss] = [Number(form.seconds.value), Number(form.loss.value)];
   const places = [{ region: form.first.value, video: "first" }, { region: form.second.value, video: "second" }];
-  const known = (await streams("").catch(() => [])).find((s) => s.name === stream);
+  const known = (await streams(form.token.value).catch(() => [])).find((s) => s.name === stream);
   form.stop.disabled = false;
   $("compare-videos").hidden = $("compare-progress").hidden = false;
   for (const p of places) {

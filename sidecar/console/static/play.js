@@ -1,7 +1,7 @@
 // The player: plays a stream from the nearest region or one that is picked, shows what arrives, and records it.
 
 import { $, config, distances, element, nearest, number, pagesOf, streams, write } from "./shell.js";
-import { endpoint, explain, pause, rels, Session, temporary } from "./whip.js";
+import { endpoint, explain, pause, rels, Session, temporary, unreachable } from "./whip.js";
 import { figures, figure, second, show, shown, watch } from "./stats.js";
 import { Plot, title } from "./plots.js";
 import { Measurement, keep, maxSeconds } from "./measure.js";
@@ -134,7 +134,7 @@ async function play(stream, token, signal) {
       words = explain(e, stream, false);
       if (!temporary(e)) throw new Error(words);
       wait = Math.max(e.retryAfter ?? wait, 1);
-      lost = e instanceof TypeError;
+      lost = unreachable(e);
     }
     leave();
     if (wait) say("trouble", `${words} Trying again in ${wait} second${wait === 1 ? "" : "s"}.`);
@@ -163,6 +163,10 @@ async function open(stream, token, at, signal) {
     return pc;
   };
   session = await Session.open(endpoint("whep", stream, pagesOf(at)), token, connect, signal);
+  if (measuring && !measuring.about.region.split(", ").includes(at)) {
+    measuring.about.region += `, ${at}`; // it went on there
+    measuring.about.path = [];
+  }
   const mine = session;
   offer(mine);
   return (works) => new Promise((resolve, reject) => {
@@ -213,6 +217,7 @@ function tell(stream, at, mine, now, before, firstFrame) {
     "Audio": shown(figure("audioKbps"), s.audioKbps),
     "Picture": picture.frameWidth ? `${picture.frameWidth} × ${picture.frameHeight}` : undefined,
     "Frame rate": s.fps === undefined ? undefined : `${number(s.fps)} per second`,
+    "Packets": shown(figure("packets"), s.packets),
     "Packets lost": s.lossPercent === undefined ? undefined : [shown(figure("lossPercent"), s.lossPercent), s.lossPercent > 0],
     "Asked for again": picture.nackCount === undefined ? undefined : number(picture.nackCount),
     "Key frames asked for": picture.pliCount === undefined ? undefined : number(picture.pliCount),

@@ -17,8 +17,8 @@ export const figures = [
   { key: "freezeSeconds", label: "Frozen so far", unit: "s", digits: 1 },
   { key: "dropped", label: "Frames dropped so far", unit: "" },
   { key: "keyFrames", label: "Key frames so far", unit: "" },
-  { key: "packets", label: "Packets", unit: "per second" },
-  { key: "latencyMs", label: "Since the capture", unit: "ms" },
+  { key: "packets", label: "Packets", unit: "per second", plot: true },
+  { key: "latencyMs", label: "Since the capture", unit: "ms", plot: true },
   { key: "jitterMs", label: "Jitter", unit: "ms", digits: 1 },
 ];
 

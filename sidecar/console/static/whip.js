@@ -56,7 +56,9 @@ export class Session {
     try {
       // The offer goes out before candidates are gathered: the answer names the ICE servers to gather them with.
       const offer = await session.pc.createOffer();
-      const response = await session.request(endpoint, "POST", "application/sdp", offer.sdp, signal);
+      // A gateway may hold the request until the stream has come; who is silent for longer has gone.
+      const patience = AbortSignal.any([signal, AbortSignal.timeout(20_000)]);
+      const response = await session.request(endpoint, "POST", "application/sdp", offer.sdp, patience);
       const counter = response.status === 406 && (response.headers.get("Content-Type") || "").startsWith("application/sdp");
       if (!response.ok && !counter) throw await Refusal.from(response);
       if (counter) {
@@ -203,6 +205,7 @@ export function endpoint(kind, stream, pages = location.href.split(/[?#]/)[0]) {
 export function explain(error, stream, publishing) {
   const name = `“${stream}”`;
   if (!(error instanceof Refusal)) {
+    if (error.name === "TimeoutError") return "The server does not answer.";
     if (error instanceof TypeError) return "The server cannot be reached. Check that it is running and that you are online.";
     return error.message;
   }
@@ -219,9 +222,12 @@ export function explain(error, stream, publishing) {
   }
 }
 
+/** Whether the server was not there at all. */
+export const unreachable = (error) => error instanceof TypeError || error.name === "TimeoutError";
+
 /** Whether it may work later without anybody doing something. */
 export function temporary(error) {
-  return !(error instanceof Refusal) ? error instanceof TypeError : [404, 408, 409, 429].includes(error.status) || error.status >= 500;
+  return !(error instanceof Refusal) ? unreachable(error) : [404, 408, 409, 429].includes(error.status) || error.status >= 500;
 }
 
 export function pause(seconds, signal) {
