@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -103,8 +104,8 @@ func TestReplayByPionsWay(t *testing.T) {
 	if _, err := c.tapFor(packetio.RTPBufferPacket, 1).Write(old); err != nil { // as pion writes it when it has opened it
 		t.Fatal(err)
 	}
-	if n := len(k.payloads); came != 4 || n != came {
-		t.Errorf("%d packets went on, then %d", came, n-came)
+	if n, stats := len(k.payloads), c.Stats(); came != 4 || n != came || stats != (ConnStats{}) {
+		t.Errorf("%d packets went on, then %d; %+v", came, n-came, stats)
 	}
 }
 
@@ -152,17 +153,16 @@ func TestSettlesBetweenPackets(t *testing.T) {
 		c.settle(&direct{conn: c})
 		close(settled)
 	})
-	for range 1000 {
+	for waits := false; !waits; runtime.Gosched() {
 		select {
 		case <-settled:
 			t.Error("the short way is there while a packet goes pion's")
+			waits = true
 		default:
-			if c.settling.TryRLock() { // settle is not waiting yet
+			if waits = !c.settling.TryRLock(); !waits {
 				c.settling.RUnlock()
-				continue
 			}
 		}
-		break
 	}
 	close(w.end)
 	group.Wait()
@@ -233,16 +233,17 @@ func TestNothingIsHeldForLong(t *testing.T) {
 	to := s.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort()
 	packet := rawPacket(t, 96, 1, 0)
 	var group sync.WaitGroup
-	for range 3000 {
-		s.conn.Hold()
-		group.Go(func() { _, _ = s.WriteToAddrPort(packet, to) })
-		s.conn.Release()
-		s.flush() // what Release does where the socket is the connection's
-		group.Wait()
+	for range 200 {
 		s.mu.Lock()
-		held := s.queue.out != nil
+		s.conn.holds.Add(1)
+		group.Go(func() { _, _ = s.WriteToAddrPort(packet, to) })
+		for range 100 {
+			runtime.Gosched() // until it waits for the lock
+		}
+		s.conn.holds.Add(-1) // and whoever held has flushed
 		s.mu.Unlock()
-		if held {
+		group.Wait()
+		if s.queue.out != nil {
 			t.Fatal("a packet is held, and nobody holds")
 		}
 	}
