@@ -227,28 +227,6 @@ func TestSecretsAreForgotten(t *testing.T) {
 	}
 }
 
-// What is held when nobody holds any more would wait for the next who does.
-func TestNothingIsHeldForLong(t *testing.T) {
-	s := testSocket(t)
-	to := s.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort()
-	packet := rawPacket(t, 96, 1, 0)
-	var group sync.WaitGroup
-	for range 200 {
-		s.mu.Lock()
-		s.conn.holds.Add(1)
-		group.Go(func() { _, _ = s.WriteToAddrPort(packet, to) })
-		for range 100 {
-			runtime.Gosched() // until it waits for the lock
-		}
-		s.conn.holds.Add(-1) // and whoever held has flushed
-		s.mu.Unlock()
-		group.Wait()
-		if s.queue.out != nil {
-			t.Fatal("a packet is held, and nobody holds")
-		}
-	}
-}
-
 // What is sent again without RTX has the sequence number, and so the nonce, that it had: it must be the same to the bit.
 func TestSentAgainAsItWas(t *testing.T) {
 	var out recorder

@@ -2,6 +2,7 @@ package media
 
 import (
 	"net"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -33,4 +34,26 @@ func TestPlainSocket(t *testing.T) {
 		t.Errorf("%d bytes, %v", n, err)
 	}
 	group.Wait()
+}
+
+// What is held when nobody holds any more would wait for the next who does.
+func TestNothingIsHeldForLong(t *testing.T) {
+	s := testSocket(t)
+	to := s.LocalAddr().(*net.UDPAddr).AddrPort()
+	packet := rawPacket(t, 96, 1, 0)
+	var group sync.WaitGroup
+	for range 200 {
+		s.mu.Lock()
+		s.conn.holds.Add(1)
+		group.Go(func() { _, _ = s.WriteToAddrPort(packet, to) })
+		for range 100 {
+			runtime.Gosched() // until it waits for the lock
+		}
+		s.conn.holds.Add(-1) // and whoever held has flushed
+		s.mu.Unlock()
+		group.Wait()
+		if s.queue.out != nil {
+			t.Fatal("a packet is held, and nobody holds")
+		}
+	}
 }
