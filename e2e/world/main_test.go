@@ -15,12 +15,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/sidestream-dev/sidestream/e2e/bed"
 )
 
 var (
-	shared   = bed.Shared{Config: bed.Config{Clusters: []string{germany, singapore, usWest}}}
+	shared   = bed.Shared{Config: bed.Config{Clusters: []string{germany, singapore, usWest}, SyncTimeout: 10 * time.Second}}
 	binaries string // a folder with what is built: sidestream, and the injector
 )
 

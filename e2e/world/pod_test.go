@@ -35,6 +35,7 @@ type pod struct {
 	*region
 	name    string
 	host    *wan.Host
+	own     *authority // nil: the mesh's
 	object  *corev1.Pod
 	status  inject.Status
 	dir     string // its containers' roots
@@ -71,7 +72,13 @@ func (r *region) run(name string) *pod {
 
 func (r *region) runSpec(spec *corev1.Pod) *pod {
 	r.Helper()
-	p := &pod{region: r, name: spec.Name, host: r.host(r.Name + "-" + spec.Name)}
+	return r.runAs(spec, nil)
+}
+
+// runAs is runSpec for a pod that has, in place of what the Secrets hold, certificates of an authority of its own.
+func (r *region) runAs(spec *corev1.Pod, own *authority) *pod {
+	r.Helper()
+	p := &pod{region: r, name: spec.Name, own: own, host: r.host(r.Name + "-" + spec.Name)}
 	p.web = inside.HTTP(p.host)
 	var err error
 	p.dir, err = os.MkdirTemp(r.logs, r.Name+"-"+spec.Name+"-")
@@ -132,7 +139,14 @@ func (p *pod) proxy() {
 	p.must(err)
 	l, err := inside.Listen(p.host, "127.0.0.1:"+api.Port()) // for which the API server's certificate is good
 	p.must(err)
-	p.background(func(ctx context.Context) {
+	relayTo(p.world, l, func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", api.Host)
+	})
+}
+
+// relayTo carries connections on to another place until the test ends.
+func relayTo(w *world, l net.Listener, dial func(context.Context) (net.Conn, error)) {
+	w.background(func(ctx context.Context) {
 		var carriers sync.WaitGroup
 		defer carriers.Wait()
 		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
@@ -142,26 +156,28 @@ func (p *pod) proxy() {
 			if err != nil {
 				return
 			}
-			carriers.Go(func() {
-				defer near.Close()
-				far, err := (&net.Dialer{}).DialContext(ctx, "tcp", api.Host)
-				if err != nil {
-					return
-				}
-				defer far.Close()
-				stop := context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
-				defer stop()
-				var back sync.WaitGroup
-				back.Go(func() {
-					_, _ = io.Copy(near, far)
-					_ = near.Close()
-				})
-				_, _ = io.Copy(far, near)
-				_ = far.Close()
-				back.Wait()
-			})
+			carriers.Go(func() { carry(ctx, near, dial) })
 		}
 	})
+}
+
+func carry(ctx context.Context, near net.Conn, dial func(context.Context) (net.Conn, error)) {
+	defer near.Close()
+	far, err := dial(ctx)
+	if err != nil {
+		return
+	}
+	defer far.Close()
+	stop := context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
+	defer stop()
+	var back sync.WaitGroup
+	back.Go(func() {
+		_, _ = io.Copy(near, far)
+		_ = near.Close()
+	})
+	_, _ = io.Copy(far, near)
+	_ = far.Close()
+	back.Wait()
 }
 
 // start runs a container as the pod says, in a root of its own with nothing but its program and volumes in it.
@@ -228,6 +244,8 @@ func (p *pod) mount(c *container, m corev1.VolumeMount) {
 	switch {
 	case volume.EmptyDir != nil:
 		p.must(os.Chown(dir, int(c.user), int(c.user)))
+	case volume.Secret != nil && p.own != nil:
+		files = p.own.issue(p.T)
 	case volume.Secret != nil:
 		secret, err := p.Client().CoreV1().Secrets(p.namespace).Get(ctx, volume.Secret.SecretName, metav1.GetOptions{})
 		p.must(err)

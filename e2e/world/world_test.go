@@ -308,7 +308,7 @@ func whep(door string) string {
 	return "http://" + door + "/whep/" + stream
 }
 
-func whip(door string) string {
+func ingest(door string) string {
 	if door == "" {
 		return ""
 	}
@@ -341,7 +341,7 @@ func (v *viewer) frames(n int) {
 // publish sends the clip from the region, by the Service, until the test ends or leave is called.
 func (r *region) publish() (p *inside.Publisher, leave func()) {
 	r.Helper()
-	return r.publishAt(func(attempt int) string { return whip(r.door(attempt)) })
+	return r.publishAt(func(attempt int) string { return ingest(r.door(attempt)) })
 }
 
 func (r *region) publishAt(where func(attempt int) string) (p *inside.Publisher, leave func()) {
