@@ -10,7 +10,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-sfu bench-failover bench-hop soak soak-sfu sim bench-mesh bed e2e interop image generate build help clean fuzz vuln
+.PHONY: demo test check bench experiment bench-sfu bench-failover bench-hop soak soak-sfu sim bench-mesh bed e2e interop image generate build help clean fuzz vuln
 
 ##@ Try it
 demo: build ## three regions on this machine; ARGS="-loss 1" for more (see bin/sidestream demo -h)
@@ -55,6 +55,8 @@ bench-hop: ## what a viewer sees behind a long path that loses packets: MEDIAMTX
 	@$(GO) run ./e2e/hop $(ARGS)
 bench-sfu: ## what a viewer of the built-in SFU costs, beside bare pion and, by MEDIAMTX_BIN, MediaMTX: two minutes
 	@$(GO) run ./e2e/sfubench $(ARGS)
+experiment: build ## a viewer far from the origin, directly and from the nearest edge: player and browser, three seeds; as root
+	@$(GO) run ./e2e/experiment $(ARGS)
 bench-failover: build ## how long a viewer's picture stands still when a node is killed; as root
 	@$(GO) run ./e2e/failover $(ARGS)
 

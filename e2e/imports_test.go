@@ -72,6 +72,8 @@ var arrows = map[string][]string{
 	"e2e/fuzz":        nil,
 	"e2e/hop":         {"adapters", "adapters/media", "adapters/mediamtx", "adapters/pionsfu", "adapters/whip", "e2e/wan", "sidecar/relay", "sidecar/relay/relaytest", "sidecar/testsource", "github.com/pion/"},
 	"e2e/inject":      nil, // tests only
+	"e2e/experiment":  {"adapters", "e2e/inside", "e2e/player", "e2e/wan", "sidecar/testsource", "github.com/pion/", "github.com/chromedp/"},
+	"e2e/inside":      {"adapters", "adapters/media", "adapters/whip", "e2e/player", "e2e/wan", "sidecar/testsource", "github.com/pion/"},
 	"e2e/metricsdoc":  {"github.com/prometheus/"},
 	"e2e/thirdparty":  nil,
 	"e2e/image":       {"e2e/thirdparty", "github.com/google/go-containerregistry/"},
@@ -81,6 +83,7 @@ var arrows = map[string][]string{
 	"e2e/player":      {"adapters", "adapters/whip", "sidecar/testsource", "github.com/pion/"},
 	"e2e/wan":         nil,
 	"e2e/wan/emulate": {"e2e/wan"},
+	"e2e/world":       nil, // tests only
 }
 
 // TestImports keeps imports pointing one way.

@@ -31,6 +31,10 @@ const (
 
 // Player plays one stream, once.
 type Player struct {
+	// OnFrame, set before Run, is told of each whole video frame when it comes. The stamp is that of the test source's frames
+	// in H264, else nil. Calls follow each other.
+	OnFrame func(came time.Time, stamp *testsource.Stamp)
+
 	client  *whip.Client
 	started time.Time
 
@@ -196,6 +200,11 @@ func (p *Player) frame(mime string, data []byte) {
 	stamp, stamped := testsource.Stamp{}, false
 	if strings.EqualFold(mime, webrtc.MimeTypeH264) {
 		stamp, stamped = testsource.ParseStamp(data)
+	}
+	if p.OnFrame != nil && stamped {
+		p.OnFrame(now, &stamp)
+	} else if p.OnFrame != nil {
+		p.OnFrame(now, nil)
 	}
 	p.update(func(r *Report) {
 		r.Frames++
