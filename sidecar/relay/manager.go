@@ -448,7 +448,9 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 	for {
 		changed := e.changed
 		e.waiting++
-		e.cause = cmp.Or(e.cause, waits)
+		if e.cause == nil {
+			e.cause = waits
+		}
 		m.mu.Unlock()
 		var over error
 		select {
