@@ -214,6 +214,7 @@ func (n *node) addStream(r *cascade.Report, known *catalogue.State, id adapters.
 	s := cascade.Stream{
 		Name: string(id), Export: known.Exports(id), Import: policyOf(n.settings).Import.Allows(id), Holders: len(known.Holders(id)),
 	}
+	s.Full = n.gateway.Bound(id)
 	if winner, ok := known.Winner(id); ok {
 		s.Origin, s.Epoch = string(winner.Origin), winner.Epoch
 	}
