@@ -212,7 +212,7 @@ func TestLimits(t *testing.T) {
 			got.problem(t, 503)
 			_, path, _ := strings.Cut(tt.next, " ")
 			id, _, _ := strings.Cut(path, "/")
-			if bound := n.Bound(adapters.StreamID("live/" + id)); (bound == "") == (tt.full == fullPlays || tt.full == fullStream) {
+			if bound := n.Bound(adapters.StreamID(id)); (bound == "") == (tt.full == fullPlays || tt.full == fullStream) {
 				t.Errorf("%s: explain says %q", tt.full, bound)
 			}
 			if got.Header.Get("Retry-After") == "" || len(s.requests()) != 0 {

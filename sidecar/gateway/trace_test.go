@@ -21,7 +21,7 @@ func TestWhoseTrace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			recorder := tracetest.NewSpanRecorder()
-			s := newServer(t)
+			s := newServer(t, "a")
 			n := newNode(t, s, func(o *Options) {
 				if tt.traced {
 					// Not by the sampling that the caller chose: by that of the parent, one who is believed decides.

@@ -28,7 +28,8 @@ func TestSpansOfSteps(t *testing.T) {
 			[]string{"WHEP 0-1", "ICE 1-2", "first packet 2-3", "first key frame 3-5", "WHIP 4-6", "ICE to media server 6-7"},
 		},
 		"a packet before the connection": {
-			[]string{StepPlay, StepPlayAnswered, StepFirstPacket, StepParentConnected, StepLive}, errors.New("over"),
+			[]string{StepPlay, StepPlayAnswered, StepFirstPacket, StepParentConnected, StepLive},
+			errors.New("over"),
 			[]string{"WHEP 0-1", "first packet 1-2", "ICE 1-3"},
 		},
 		"no answer":   {[]string{StepPlay}, errors.New("timeout"), []string{"WHEP 0-1 timeout"}},

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -45,23 +46,40 @@ func TestWanted(t *testing.T) {
 // run runs a provider that has made a span, and gives what it has logged when it has ended, and how long that took.
 func run(t *testing.T) (log string, took time.Duration) {
 	t.Helper()
-	var buffer bytes.Buffer
-	p := New(t.Context(), Options{Service: "sidestream", Node: "a", Logger: slog.New(slog.NewTextHandler(&buffer, nil))})
+	buffer := &lines{}
+	p := New(t.Context(), Options{Service: "sidestream", Node: "a", Logger: slog.New(slog.NewTextHandler(buffer, nil))})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- p.Run(ctx) }()
-	for recording := false; !recording; { // once the exporter is there
-		_, span := p.Tracer().Start(t.Context(), "play")
-		recording = span.IsRecording()
-		span.End()
+	for !strings.Contains(buffer.String(), "traces c") && !strings.Contains(buffer.String(), "traces are sent") {
 		time.Sleep(time.Millisecond)
 	}
+	_, span := p.Tracer().Start(t.Context(), "play")
+	span.End()
 	cancel()
 	began := time.Now()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	return buffer.String(), time.Since(began)
+}
+
+// lines is a log that may be read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // A collector that accepts and never answers keeps the process no longer than it may.
