@@ -39,12 +39,13 @@ var arrows = map[string][]string{
 	"sidecar/catalogue":  {"adapters", "github.com/tidwall/"},
 	"sidecar/planner":    {"adapters", "sidecar/catalogue", "github.com/cespare/xxhash/"},
 	"sidecar/proto/...":  {"adapters", "google.golang.org/"},
-	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/mesh":       {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/proto/...", "google.golang.org/", "github.com/grpc-ecosystem/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/", "sidecar/tracing", "go.opentelemetry.io/"},
 	"sidecar/mesh/bench": {"adapters", "sidecar/catalogue", "sidecar/discovery", "sidecar/mesh", "e2e/wan"},
-	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "golang.org/x/"},
+	"sidecar/relay":      {"adapters", "adapters/media", "adapters/whip", "sidecar/catalogue", "sidecar/planner", "sidecar/tracing", "github.com/pion/", "github.com/prometheus/", "github.com/cenkalti/", "go.opentelemetry.io/", "golang.org/x/"},
 	"sidecar/relay/sim":  {"adapters", "sidecar/catalogue", "sidecar/planner", "sidecar/proto/...", "sidecar/relay", "google.golang.org/"},
 	"sidecar/relay/...":  {"adapters/...", "sidecar/relay", "sidecar/relay/...", "github.com/pion/", "golang.org/x/"},
-	"sidecar/gateway":    {"adapters", "github.com/prometheus/", "golang.org/x/"},
+	"sidecar/gateway":    {"adapters", "sidecar/tracing", "github.com/prometheus/", "go.opentelemetry.io/", "golang.org/x/"},
+	"sidecar/tracing":    {"go.opentelemetry.io/"},
 	"sidecar/bearer":     {"adapters", "sidecar/catalogue", "github.com/golang-jwt/", "github.com/MicahParks/"},
 	"sidecar/iceservers": {"adapters/whip", "github.com/pion/webrtc/", "github.com/prometheus/", "golang.org/x/"},
 	"sidecar/admin":      {"github.com/prometheus/"},
@@ -54,7 +55,10 @@ var arrows = map[string][]string{
 	"sidecar/testsource": {"adapters", "adapters/media", "adapters/whip", "github.com/pion/"},
 	"sidecar/probe":      {"adapters", "adapters/media", "adapters/testframes", "adapters/whip", "sidecar/testsource", "github.com/pion/", "golang.org/x/"},
 	"sidecar/check":      {"injector/inject", "k8s.io/", "golang.org/x/"},
-	"sidecar":            {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"},
+	// The only part that knows where traces go.
+	"sidecar/tracing/otlp": {"sidecar/tracing", "go.opentelemetry.io/", "golang.org/x/"},
+
+	"sidecar": {"adapters/...", "sidecar/...", "injector/inject", "injector/manifest", "e2e/wan", "github.com/", "golang.org/x/", "google.golang.org/", "k8s.io/", "sigs.k8s.io/"},
 
 	// The only part of a running sidecar that knows Kubernetes.
 	"sidecar/discovery/endpointslice": {"sidecar/discovery", "k8s.io/", "github.com/go-logr/", "github.com/prometheus/"},

@@ -70,6 +70,8 @@ type settings struct {
 	ReportEvery time.Duration `env:"REPORT_EVERY" envDefault:"1m"`
 	// ShutdownDelay is how long the webhook goes on when it is told to end.
 	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"5s"`
+
+	tracing map[string]string // what all sidecars are told of traces
 }
 
 // portRange is from a first port to a last one.
@@ -134,6 +136,8 @@ func decode(environ []string) (settings, config.Config, error) {
 	}
 	sidecar, err := config.Decode(environ)
 	faults = append(faults, err, s.validate())
+	s.tracing, err = inject.Tracing(environ)
+	faults = append(faults, err)
 	return s, sidecar, errors.Join(faults...)
 }
 
@@ -141,7 +145,9 @@ func decode(environ []string) (settings, config.Config, error) {
 func names() (all []string) {
 	t := reflect.TypeFor[settings]()
 	for i := range t.NumField() {
-		all = append(all, prefix+t.Field(i).Tag.Get("env"))
+		if f := t.Field(i); f.IsExported() {
+			all = append(all, prefix+f.Tag.Get("env"))
+		}
 	}
 	return all
 }
@@ -211,6 +217,7 @@ func (s settings) options(sidecar config.Config) (inject.Options, error) {
 	}
 	return inject.Options{
 		Image: s.Image, PullPolicy: s.PullPolicy, PullSecrets: s.PullSecrets, Revision: s.Revision, PeerSecret: s.PeerSecret,
+		Tracing: s.tracing,
 		Resources: corev1.ResourceRequirements{
 			Requests: list(s.CPURequest, s.MemoryRequest), Limits: list(s.CPULimit, s.MemoryLimit),
 		},

@@ -15,7 +15,8 @@ var enough = []string{
 }
 
 func TestSettings(t *testing.T) {
-	s, sidecar, err := decode(append(enough, "INJECTOR_PULL_SECRETS=a,b", "INJECTOR_CPU_LIMIT=2", "SIDESTREAM_PEER_LISTEN=:19443"))
+	s, sidecar, err := decode(append(enough, "INJECTOR_PULL_SECRETS=a,b", "INJECTOR_CPU_LIMIT=2", "SIDESTREAM_PEER_LISTEN=:19443",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,6 +25,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.Ports.Gateway != 18080 || o.Ports.Peer != 19443 || o.Ports.Admin != 18090 || len(o.PullSecrets) != 2 ||
+		o.Tracing["OTEL_EXPORTER_OTLP_ENDPOINT"] != "http://collector:4317" ||
 		o.Resources.Limits.Cpu().Cmp(resource.MustParse("2")) != 0 || o.Resources.Requests.Memory().String() != "64Mi" {
 		t.Errorf("%+v", o)
 	}
@@ -53,6 +55,7 @@ func TestBadSettings(t *testing.T) {
 		{"SIDESTREAM_RELAY_FAN_OUT=0", "SIDESTREAM_RELAY_FAN_OUT"},
 		{"SIDESTREAM_CLUSTR=x", "SIDESTREAM_CLUSTR is not a setting"},
 		{"SIDESTREAM_GATEWAY_LISTEN=127.0.0.1:18080", "without a host"},
+		{"OTEL_EXPORTER_OTLP_HEADERS=key=hunter2", "OTEL_EXPORTER_OTLP_HEADERS would stand in every pod"},
 		{"SIDESTREAM_ADAPTER_TOKEN=hunter2", "SIDESTREAM_ADAPTER_TOKEN would stand in every pod"},
 	} {
 		s, sidecar, err := decode(append(enough, tt.set))

@@ -24,7 +24,7 @@ const (
 	// reportPath is where peers, and only they, ask a node what it says of itself.
 	reportPath = "/.well-known/sidestream/report"
 	// reportTime bounds how long other nodes are waited for, maxReport how much one may say, askers how many are asked at once.
-	reportTime = 2 * time.Second
+	reportTime = 1500 * time.Millisecond // so that who asks has all answers within two seconds
 	maxReport  = 4 << 20
 	askers     = 16
 	// reportedStreams bounds the streams that a node tells of.
@@ -214,6 +214,7 @@ func (n *node) addStream(r *cascade.Report, known *catalogue.State, id adapters.
 	s := cascade.Stream{
 		Name: string(id), Export: known.Exports(id), Import: policyOf(n.settings).Import.Allows(id), Holders: len(known.Holders(id)),
 	}
+	s.Full = n.gateway.Bound(id)
 	if winner, ok := known.Winner(id); ok {
 		s.Origin, s.Epoch = string(winner.Origin), winner.Epoch
 	}
@@ -330,6 +331,9 @@ func (n *node) ask(ctx context.Context, id catalogue.NodeID, about adapters.Stre
 		return nil, err
 	}
 	res, err := transport.RoundTrip(r)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("it is connected, and does not answer within %s", reportTime)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask for its report: %w", err)
 	}

@@ -34,7 +34,7 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		},
 		Rates:     gateway.Rates{PerAddress: g.RatePerAddress, PerStream: g.RatePerStream},
 		Placement: gateway.Placement(g.Placement), Loads: n.loads, Playing: n.playing, Draining: n.draining.Load,
-		Transport: n.server, Logger: n.logger, Registerer: n.registry,
+		Transport: n.server, Logger: n.logger, Registerer: n.registry, Tracer: n.traces.Tracer(),
 	}
 	if t := n.settings.TURN; len(t.URLs) > 0 || t.AuthURL != nil {
 		servers, err := iceservers.New(iceservers.Options{

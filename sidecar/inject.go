@@ -71,7 +71,7 @@ The settings are the injector's; what it is told in the cluster, tell here.`,
 	flags.BoolVar(&f.native, "native", true, "sidecars are init containers, as from Kubernetes 1.33 on")
 	flags.StringVar(&f.peerSecret, "peer-secret", "sidestream-peer-tls", "Secret that peers prove themselves by")
 	flags.StringVar(&f.cluster, "cluster", unnamed, "name of the cluster")
-	flags.StringArrayVar(&f.settings, "set", nil, "setting of all sidecars, as SIDESTREAM_NAME=VALUE; may be repeated")
+	flags.StringArrayVar(&f.settings, "set", nil, "setting of all sidecars, as SIDESTREAM_NAME=VALUE, or OTEL_NAME=VALUE; may be repeated")
 	flags.Int32SliceVar(&f.hostPorts, "host-ports", []int32{18100, 18101},
 		"gateway's and administration's ports in pods on the host's network, which the injector chooses for each workload")
 	for of, values := range f.resources {
@@ -159,14 +159,18 @@ func (f injectFlags) options() (manifest.Options, error) {
 	o := manifest.Options{Namespace: f.namespace, Labels: f.labels, Annotations: f.annotations}
 	environ := []string{config.Prefix + "CLUSTER=" + f.cluster, config.Prefix + "PEER_SERVICE=sidestream-peers"}
 	for _, s := range f.settings {
-		if !strings.HasPrefix(s, config.Prefix) || !strings.Contains(s, "=") {
-			return o, fmt.Errorf("-set is %q: write %sNAME=VALUE", s, config.Prefix)
+		if !strings.HasPrefix(s, config.Prefix) && !strings.HasPrefix(s, "OTEL_") || !strings.Contains(s, "=") {
+			return o, fmt.Errorf("-set is %q: write %sNAME=VALUE or OTEL_NAME=VALUE", s, config.Prefix)
 		}
 		environ = append(environ, s)
 	}
 	sidecar, err := config.Decode(environ)
 	if err != nil {
 		return o, fmt.Errorf("read -set:\n%w", err)
+	}
+	traces, err := inject.Tracing(environ)
+	if err != nil {
+		return o, fmt.Errorf("read -set: %w", err)
 	}
 	if len(f.hostPorts) != 2 {
 		return o, errors.New("-host-ports wants two ports, such as 18100,18101")
@@ -178,7 +182,7 @@ func (f injectFlags) options() (manifest.Options, error) {
 	}
 	options := inject.Options{
 		Image: f.image, PullPolicy: corev1.PullPolicy(f.pullPolicy), PullSecrets: f.pullSecrets, Revision: f.revision,
-		Native: f.native, PeerSecret: f.peerSecret,
+		Native: f.native, PeerSecret: f.peerSecret, Tracing: traces,
 		HostPorts: inject.HostPorts{Gateway: f.hostPorts[0], Admin: f.hostPorts[1]},
 		Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{}, Limits: corev1.ResourceList{}},
 	}

@@ -40,6 +40,8 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing/otlp"
 )
 
 // sweepTime bounds the deletion of what was left behind.
@@ -81,6 +83,8 @@ type node struct {
 	sources *discovery.Merged // from run on
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
+
+	traces *otlp.Provider // nil: nothing is traced
 
 	superseded *supersededMetrics
 	draining   atomic.Bool
@@ -136,10 +140,17 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		n.logger.Warn("what was remembered cannot be true; going on without it", "error", err)
 	}
 
+	n.traces = otlp.New(context.Background(), otlp.Options{
+		Service: "sidestream", Node: string(n.state.Node), Cluster: settings.Cluster, Namespace: settings.Namespace, Version: version,
+		Logger: n.logger,
+	})
 	if err := n.openMesh(); err != nil {
 		return nil, err
 	}
 	n.local = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: 2 * time.Second}}
+	if n.traces != nil {
+		n.peers.Transport, n.local.Transport = tracing.Transport{Next: n.peers.Transport}, tracing.Transport{Next: n.local.Transport}
+	}
 	n.carriage = relay.NewSessionMetrics(n.registry)
 	n.relays = relay.NewManager(relay.ManagerOptions{
 		Catalogue: n.known,
@@ -151,7 +162,7 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		Accept:    func(tracks []adapters.Track) error { return n.adapter.Traits().Accept(tracks) },
 		Remember:  n.file.remember, Awake: n.mesh.Awake,
 		Pins: settings.Relay.Pins, Standby: settings.Relay.Standby, Linger: settings.Relay.Linger, FanOut: settings.Relay.FanOut,
-		Registerer: n.registry, Logger: n.logger,
+		Registerer: n.registry, Tracer: n.traces.Tracer(), Logger: n.logger,
 	})
 	if n.gateway, err = n.newGateway(target); err != nil {
 		return nil, err
@@ -315,7 +326,7 @@ func (n *node) openMesh() (err error) {
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
 		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
 		Flows: n.flows, Outgrow: n.known.Outgrow, Load: n.load,
-		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Logger: n.logger,
+		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Tracer: n.traces.Tracer(), Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
 	return nil
@@ -376,6 +387,9 @@ func (n *node) run(ctx context.Context) error {
 	}
 	if n.facade != nil {
 		server = []part{n.facade.Run}
+	}
+	if n.traces != nil {
+		server = append(server, n.traces.Run)
 	}
 	doors := []part{
 		n.gateway.Run, n.port.Run, n.mesh.Run,

@@ -58,6 +58,8 @@ type Options struct {
 	PolicyPorts []string
 	// Sidecar is what all sidecars are told, but for secrets; annotations add to it.
 	Sidecar config.Config
+	// Tracing are the variables of OpenTelemetry for all sidecars, as Tracing picks them; annotations add to them.
+	Tracing map[string]string
 	// Ports are those of sidecars. The peers' is the same in all pods of a cluster, whatever their network: where another
 	// cluster's endpoints are mirrored, the numbers of single pods are lost.
 	Ports Ports

@@ -54,6 +54,9 @@ var settable = func() map[string]config.Var {
 		}
 		found[annotationOf(v.Name)] = v
 	}
+	for name, secret := range tracing {
+		found[annotationOf(name)] = config.Var{Name: name, Secret: secret}
+	}
 	return found
 }()
 
@@ -211,6 +214,7 @@ func (m *mutation) configure() *refusal {
 		}
 		m.settings = append(m.settings, env)
 	}
+	m.traces()
 	return nil
 }
 

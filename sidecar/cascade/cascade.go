@@ -73,6 +73,7 @@ type Stream struct {
 	Import  bool   `json:"import"`            // it may come in
 	Refused string `json:"refused,omitempty"` // why the media server here does not take it
 	Lacks   string `json:"lacks,omitempty"`   // what of a publication here plays do not give
+	Full    string `json:"full,omitempty"`    // the bound at which viewers are turned away here
 	Viewers int    `json:"viewers"`           // and who waits for it
 	Demand  bool   `json:"demand"`            // somebody wants it here
 	Owner   string `json:"owner,omitempty"`   // the node that is asked who may pull

@@ -159,9 +159,9 @@ func (w *world) publication(n *Node) []Stage {
 			return one(StagePublication, Failed, fmt.Sprintf("It is published here too (epoch %d), and that of %s counts.", p.Epoch, w.called(s.Origin)),
 				"Two publish under one name: stop one of them, or decide by SIDESTREAM_PUBLISH_CONFLICT.")
 		case s.Lacks != "":
-			return append(one(StagePublication, OK, "published here, but plays do not give all of it: "+s.Lacks, ""), w.viewers(p.Viewers)...)
+			return append(one(StagePublication, OK, "published here, but plays do not give all of it: "+s.Lacks, ""), w.viewers(n, p.Viewers)...)
 		}
-		return append(one(StagePublication, OK, fmt.Sprintf("published here, epoch %d", p.Epoch), ""), w.viewers(p.Viewers)...)
+		return append(one(StagePublication, OK, fmt.Sprintf("published here, epoch %d", p.Epoch), ""), w.viewers(n, p.Viewers)...)
 	}
 	switch {
 	case w.origin != nil:
@@ -369,10 +369,15 @@ func (w *world) carried(n *Node) []Stage {
 	if r.State != "live" {
 		return append(stages, Stage{Name: StageRepublish, State: Waiting, Text: "It is " + r.State + "."})
 	}
-	return append(stages, w.viewers(r.Viewers)...)
+	return append(stages, w.viewers(n, r.Viewers)...)
 }
 
-func (w *world) viewers(n int) []Stage {
+// viewers ends an account: who plays, and whether another may.
+func (w *world) viewers(at *Node, n int) []Stage {
+	if bound := at.Report.Stream.Full; bound != "" {
+		return one(StageViewers, Failed, "It is here, and another viewer is turned away: "+bound+" is reached.",
+			"Raise "+bound+" there, add nodes to the cluster, or have SIDESTREAM_GATEWAY_PLACEMENT spread viewers over them.")
+	}
 	if n < 0 {
 		return one(StageViewers, OK, "the media server does not count its viewers", "")
 	}
@@ -414,6 +419,9 @@ func hintOfConnection(conditions []string, text string) string {
 		{"refused", "The peer is refused, for the reason given: see sidestream peers at both."},
 		{"heartbeat-lost", "It was connected, and is silent: it ended, or the network between the two is down."},
 		{"unreachable", "Nothing answers there: look at NetworkPolicies and firewalls for TCP 18443, and whether pod addresses are routed between the clusters."},
+	}
+	if strings.Contains(text, "not valid before") { // the certificate is fine where its issuer's clock is
+		return "A clock is wrong at one of the two, or at whoever issued the certificate: compare date -u on both nodes, and have them follow NTP."
 	}
 	for _, h := range hints {
 		for _, c := range conditions {

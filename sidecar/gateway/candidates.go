@@ -50,9 +50,9 @@ func addCandidate(sdp []byte, ip netip.Addr) []byte {
 		if c.host && c.addr == ip {
 			return sdp
 		}
-		if ending = string(line[len(text):]); ending == "" {
+		if ending = string(line[len(text):]); !strings.HasSuffix(ending, "\n") { // what follows is a line of its own
+			out = append(out[:len(out)-len(ending)], "\r\n"...)
 			ending = "\r\n"
-			out = append(out, ending...)
 		}
 		last = len(out)
 		if c.port != 0 && !slices.Contains(ports, c.port) {

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -26,6 +29,7 @@ const (
 type viewer struct {
 	stream adapters.StreamID
 	header http.Header // what the server asks for on the session URL
+	cause  trace.Span  // of its play; nil: that is not traced
 	brief  bool        // it is demand only until the server counts it, whether or not that says so
 	// The rest is the demand's.
 	path    string // of the session, as the server knows it; empty until the play is answered
@@ -193,7 +197,11 @@ func (g *Gateway) keep(ctx context.Context, v *viewer) {
 		// Again each time, because what held the stream here may have ended: a relay, or a publisher at this node.
 		counted := v.brief || g.counts(v.stream)
 		if !counted && (release == nil || !first) {
-			if again := g.acquire(ctx, v.stream); again != nil {
+			asking := ctx
+			if first {
+				asking = tracing.Within(ctx, v.cause)
+			}
+			if again := g.acquire(asking, v.stream); again != nil {
 				if release != nil {
 					release()
 				}

@@ -44,6 +44,8 @@ func (g *Gateway) endpoint(w *recorder, r *http.Request, want adapters.Request, 
 	if !ok {
 		return
 	}
+	r, span := g.begin(w, r, w.kind)
+	defer span.end(w)
 	s, full := g.sessions.admit(want, addressOf(g.client(w, r)))
 	if s != nil {
 		defer g.settled(s)

@@ -210,6 +210,11 @@ func TestLimits(t *testing.T) {
 				return
 			}
 			got.problem(t, 503)
+			_, path, _ := strings.Cut(tt.next, " ")
+			id, _, _ := strings.Cut(path, "/")
+			if bound := n.Bound(adapters.StreamID(id)); (bound == "") == (tt.full == fullPlays || tt.full == fullStream) {
+				t.Errorf("%s: explain says %q", tt.full, bound)
+			}
 			if got.Header.Get("Retry-After") == "" || len(s.requests()) != 0 {
 				t.Errorf("%+v", got)
 			}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 
 	"github.com/sidestream-dev/sidestream/adapters"
@@ -121,6 +122,7 @@ type Options struct {
 	Transport    http.RoundTripper // to the media server; nil: a suitable one
 	Logger       *slog.Logger      // nil: discard
 	Registerer   prometheus.Registerer
+	Tracer       trace.Tracer // nil: no traces
 }
 
 // Gateway is the front door of one pod. It is itself the viewers' and publishers' handler.

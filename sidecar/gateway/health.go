@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/sidestream-dev/sidestream/adapters"
 )
 
 // HealthPath says to anybody, without a token and without a redirect, whether viewers had better be sent here: 200, or a 503
@@ -86,6 +88,25 @@ func (g *Gateway) full() bool {
 	}
 	_, ok := better(Load{}, true, g.placed.add(g.o.Loads()), false)
 	return !ok
+}
+
+// Bound is the setting by which another viewer of a stream is turned away now, whoever it is; "" where none is. Where sessions are
+// placed, one that has room at another node of the cluster turns nobody away.
+func (g *Gateway) Bound(id adapters.StreamID) string {
+	elsewhere := func() bool {
+		if g.o.Placement == "" || g.o.Placement == PlaceHere || g.o.Loads == nil {
+			return false
+		}
+		_, ok := better(Load{}, true, g.placed.add(g.o.Loads()), false)
+		return ok
+	}
+	switch {
+	case g.sessions.fullOf(id) && !elsewhere():
+		return "SIDESTREAM_GATEWAY_MAX_PER_STREAM"
+	case g.full():
+		return "SIDESTREAM_GATEWAY_MAX_PLAYS"
+	}
+	return ""
 }
 
 // ownWellKnown says whether a path, unescaped, is of the gateway's part of /.well-known.

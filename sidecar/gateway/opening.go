@@ -8,7 +8,10 @@ import (
 	"net/url"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -27,10 +30,13 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 // answer is waited for all the same, and the session deleted. The body is sent from the beginning each time.
 func (g *Gateway) send(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), openTime)
+	ctx, span := tracing.Child(ctx, "offer to media server", trace.WithSpanKind(trace.SpanKindClient))
 	again := req.Clone(ctx)
+	tracing.Inject(ctx, again.Header) // in place of what came, where it is traced here
 	if req.GetBody != nil {
 		body, err := req.GetBody()
 		if err != nil {
+			tracing.End(span, err)
 			cancel()
 			return nil, err
 		}
@@ -38,9 +44,12 @@ func (g *Gateway) send(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := g.o.Transport.RoundTrip(again)
 	if err != nil {
+		tracing.End(span, err)
 		cancel()
 		return nil, err
 	}
+	span.SetAttributes(tracing.Status.Int(resp.StatusCode))
+	span.End()
 	if gone := req.Context().Err(); gone != nil {
 		discard(resp)
 		cancel()

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 // pullPath is where children POST their WHEP offers; the stream's name follows.
@@ -53,6 +55,7 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 	name, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), pullPath))
 	id := adapters.StreamID(name)
 	var child, outcome string
+	var traced slog.Attr
 	pull, began := PullID(r.Header.Get(PullTokenHeader)), time.Now()
 	defer func() {
 		if outcome == "" { // the server's word
@@ -66,7 +69,7 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 		}
 		g.metrics.pulls.WithLabelValues(outcome).Inc()
 		g.log.Info("pull answered", "pull", pull, "child", child, "stream", id, "outcome", outcome, "status", w.status,
-			"from", r.RemoteAddr, "took", time.Since(began))
+			"from", r.RemoteAddr, "took", time.Since(began), traced)
 	}()
 
 	switch {
@@ -111,6 +114,10 @@ func (g *Gateway) pull(w *recorder, r *http.Request) {
 		return
 	}
 
+	buffered, span := g.begin(w, buffered, kindPull)
+	span.SetAttributes(tracing.Stream.String(string(id)), tracing.Peer.String(child), tracing.Pull.String(pull))
+	traced = tracing.Attr(span.Span)
+	defer span.end(w)
 	end := g.o.Adapter.Egress(id)
 	// url.JoinPath leaves a path without its first slash where the base URL has none.
 	to := withPath(buffered, "/"+strings.TrimPrefix(end.URL.EscapedPath(), "/"))

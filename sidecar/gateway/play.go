@@ -6,7 +6,10 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 // maxRefusal bounds how much of a server's refusal is read to see what it means.
@@ -42,7 +45,7 @@ func (g *Gateway) play(w *recorder, r *http.Request, want adapters.Request, s *s
 				return
 			}
 			// The server will take the play whether or not it has the stream, so the answer tells nothing.
-			p.viewer = &viewer{stream: want.ID}
+			p.viewer = &viewer{stream: want.ID, cause: tracing.Of(r.Context())}
 			if !g.demand.add(p.viewer) {
 				p.viewer = nil
 				g.tooMany(w, r)
@@ -134,6 +137,11 @@ func (p *play) hold(req *http.Request, refusal *http.Response) (*http.Response, 
 
 	ctx, cancel := context.WithTimeout(req.Context(), g.o.HoldTimeout)
 	defer cancel()
+	ctx, span := tracing.Child(ctx, "wait for stream", trace.WithAttributes(tracing.Stream.String(string(p.stream))))
+	defer func() {
+		span.SetAttributes(tracing.Outcome.String(outcome))
+		span.End()
+	}()
 	var err error
 	for pauses := repeats; ; pauses = repeats[1:] {
 		var release func()

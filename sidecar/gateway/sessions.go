@@ -106,6 +106,13 @@ func addressOf(a netip.Addr) netip.Prefix {
 	return p
 }
 
+// fullOf says whether a stream has as many plays as it may.
+func (t *sessions) fullOf(id adapters.StreamID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.limits.PerStream > 0 && t.byStream[id] >= t.limits.PerStream
+}
+
 // admit counts a session that is about to be opened; or says which limit does not let it. Whoever admits ends it.
 func (t *sessions) admit(want adapters.Request, from netip.Prefix) (s *session, full string) {
 	t.mu.Lock()

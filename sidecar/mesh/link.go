@@ -18,6 +18,7 @@ import (
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -583,7 +584,10 @@ func clampPeriod(ms uint32) time.Duration {
 
 func (l *link) handleClaim(r *pb.ClaimRequest) error {
 	l.mesh.relate(l.node.ID)
+	span := l.answerSpan("claim", r.GetTrace(), r.GetStream())
 	claim := l.mesh.answerClaim(l.node.ID, adapters.StreamID(r.GetStream()), r.GetEpoch())
+	span.SetAttributes(tracing.Granted.Bool(claim.Granted))
+	span.End()
 	return l.answer(&pb.Frame{Body: &pb.Frame_ClaimAnswer{ClaimAnswer: &pb.ClaimAnswer{
 		Request: r.GetRequest(), Granted: claim.Granted, Holder: string(claim.Holder),
 	}}})
@@ -592,7 +596,9 @@ func (l *link) handleClaim(r *pb.ClaimRequest) error {
 func (l *link) handlePull(r *pb.PullRequest) error {
 	l.mesh.relate(l.node.ID)
 	answer := &pb.PullAnswer{Request: r.GetRequest()}
+	span := l.answerSpan("grant", r.GetTrace(), r.GetStream())
 	grant, err := l.grant(adapters.StreamID(r.GetStream()))
+	tracing.End(span, err)
 	if err != nil {
 		text := err.Error()
 		answer.Result = &pb.PullAnswer_Refused{Refused: text[:min(len(text), pb.MaxText)]}

@@ -21,11 +21,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
 	pb "github.com/sidestream-dev/sidestream/sidecar/proto/sidestream/v1"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 // The periods of heartbeats: with the nodes on which media depends, and with all others.
@@ -146,6 +148,7 @@ type Options struct {
 	Load       func() Load
 	Dial       DialFunc              // nil: the machine's network
 	Registerer prometheus.Registerer // nil: no metrics
+	Tracer     trace.Tracer          // nil: questions of peers are not traced
 	Logger     *slog.Logger          // nil: no logs
 }
 
@@ -346,13 +349,15 @@ func (m *Mesh) SetDraining(draining bool) {
 
 // Claim asks a stream's owner within the cluster whether this node may pull it from outside. The own node is asked
 // directly. ctx bounds the wait; 5 s do where it does not.
-func (m *Mesh) Claim(ctx context.Context, owner catalogue.NodeID, stream adapters.StreamID, epoch uint64) (Claim, error) {
+func (m *Mesh) Claim(ctx context.Context, owner catalogue.NodeID, stream adapters.StreamID, epoch uint64) (_ Claim, err error) {
 	if owner == m.self.ID {
 		return m.answerClaim(owner, stream, epoch), nil
 	}
+	ctx, span := questionSpan(ctx, "claim", owner, stream)
+	defer func() { tracing.End(span, err) }()
 	answer, _, err := m.ask(ctx, owner, func(request uint64) *pb.Frame {
 		return &pb.Frame{Body: &pb.Frame_ClaimRequest{ClaimRequest: &pb.ClaimRequest{
-			Request: request, Stream: string(stream), Epoch: epoch,
+			Request: request, Stream: string(stream), Epoch: epoch, Trace: traceFrame(ctx),
 		}}}
 	})
 	if err != nil {
@@ -362,15 +367,18 @@ func (m *Mesh) Claim(ctx context.Context, owner catalogue.NodeID, stream adapter
 	if claim == nil {
 		return Claim{}, fmt.Errorf("claim %s of %s: answered something else", stream, owner)
 	}
+	span.SetAttributes(tracing.Granted.Bool(claim.GetGranted()))
 	return Claim{Granted: claim.GetGranted(), Holder: catalogue.NodeID(claim.GetHolder())}, nil
 }
 
 // Pull asks a parent to let this node pull a stream from it. A parent that does not grant it is a *RefusedError. ctx bounds
 // the wait; 5 s do where it does not.
-func (m *Mesh) Pull(ctx context.Context, parent catalogue.NodeID, stream adapters.StreamID) (Grant, error) {
+func (m *Mesh) Pull(ctx context.Context, parent catalogue.NodeID, stream adapters.StreamID) (_ Grant, err error) {
+	ctx, span := questionSpan(ctx, "grant", parent, stream)
+	defer func() { tracing.End(span, err) }()
 	answer, from, err := m.ask(ctx, parent, func(request uint64) *pb.Frame {
 		return &pb.Frame{Body: &pb.Frame_PullRequest{PullRequest: &pb.PullRequest{
-			Request: request, Stream: string(stream),
+			Request: request, Stream: string(stream), Trace: traceFrame(ctx),
 		}}}
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -490,7 +491,7 @@ func (s *Session) discard(ctx context.Context, a attempted, err error) {
 // it fails nothing is left of the new one.
 func (s *Session) attempt(ctx context.Context, group *sync.WaitGroup, r changeRequest, old *upstream) attempted {
 	began := time.Now()
-	inner, cancel := context.WithCancelCause(ctx)
+	inner, cancel := context.WithCancelCause(tracing.Within(ctx, tracing.Of(r.ctx)))
 	defer cancel(nil)
 	stop := context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })
 	defer stop()

@@ -13,11 +13,13 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 	"github.com/sidestream-dev/sidestream/sidecar/planner"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -156,6 +158,7 @@ type ManagerOptions struct {
 	MaxRelays  int             // 0: 256
 	FanOut     int             // children that a parent should have for a stream; 0: planner.DefaultFanOut
 	Registerer prometheus.Registerer
+	Tracer     trace.Tracer // nil: no traces
 	Logger     *slog.Logger // nil: discard
 }
 
@@ -215,6 +218,7 @@ type entry struct {
 	waiting int           // of those held, who wait for the outcome
 	outcome error         // nil, errPending, or why there is no stream
 	changed chan struct{} // closed when the outcome is known
+	cause   trace.Span    // of the first of those who wait; nil: it is not traced, or nobody waits
 }
 
 // failure is how a parent failed for one stream.
@@ -255,6 +259,7 @@ type run struct {
 	reported bool                  // the local server has reported the stream since it is live
 	seen     bool                  // the parent has announced the publication
 	before   catalogue.Publication // what it announced when it granted
+	span     trace.Span            // until it is live
 }
 
 func (r *run) live() bool { return r != nil && !r.liveAt.IsZero() && !r.withdrawn && !r.dark }
@@ -439,9 +444,13 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 		return nil, resultUnfit, refused
 	}
 	m.wake()
+	waits := tracing.Of(ctx)
 	for {
 		changed := e.changed
 		e.waiting++
+		if e.cause == nil {
+			e.cause = waits
+		}
 		m.mu.Unlock()
 		var over error
 		select {
@@ -450,9 +459,12 @@ func (m *Manager) acquire(ctx context.Context, id adapters.StreamID) (release fu
 			over = ctx.Err()
 		}
 		m.mu.Lock()
-		e.waiting--
+		if e.waiting--; e.waiting == 0 {
+			e.cause = nil
+		}
 		switch outcome := e.outcome; {
 		case outcome == nil:
+			e.run.follow(waits)
 			return release, resultLive, nil
 		case errors.Is(outcome, errPending) && over == nil:
 			continue
@@ -654,7 +666,10 @@ func (m *Manager) reconcile(ctx context.Context) (next time.Time, start []func()
 	for _, d := range planner.Plan(in) {
 		e := m.entries[d.Stream]
 		if d.Action == planner.Ask && d.Owner == state.Self().ID {
+			_, span := tracing.Child(e.traced(ctx), "claim", trace.WithAttributes(tracing.Peer.String(string(d.Owner))))
 			e.claim = m.claimed(d.Epoch, m.claims.Claim(now, state, d.Owner, d.Stream, d.Epoch), now)
+			span.SetAttributes(tracing.Granted.Bool(e.claim.Granted))
+			span.End()
 			in.Claims[d.Stream] = e.claim
 			in.Wants = []planner.Want{{Stream: d.Stream, Demand: e.demand}}
 			d = planner.Plan(in)[0]
@@ -961,6 +976,7 @@ func (m *Manager) apply(ctx context.Context, e *entry, state *catalogue.State, n
 	case planner.Ask:
 		if !e.asking {
 			e.asking = true
+			ctx := e.traced(ctx)
 			start = func() { m.ask(ctx, e, d.Owner, d.Epoch) }
 		}
 	case planner.Run:
@@ -1028,6 +1044,7 @@ func (m *Manager) start(ctx context.Context, e *entry, now time.Time) func() {
 		parent: d.Parent, outside: d.Outside, publication: d.Hold.Publication(), delay: m.delay(d.Hold),
 		tracks: d.Hold.Tracks, cancel: cancel, over: make(chan struct{}), why: d.Why, since: now,
 	}
+	ctx, r.span = m.begin(e.traced(ctx), "relay", e, r)
 	e.run = r
 	m.runs++
 	m.metrics.starts.Inc()
@@ -1048,10 +1065,13 @@ func (m *Manager) move(ctx context.Context, e *entry, now time.Time) func() {
 	ctx, cancel := context.WithCancel(ctx)
 	r.moving, r.next, r.abort = true, d.Parent, cancel
 	before, session := r.publication, r.session
+	ctx, span := m.begin(ctx, "change of parent", e, next, trace.WithLinks(trace.Link{SpanContext: r.span.SpanContext()}))
 	m.o.Logger.Info("relay changes its parent", "stream", e.id, "parent", r.parent, "next", d.Parent, "why", d.Why)
 	return func() {
 		defer cancel()
 		how, err := m.transfer(ctx, e.id, session, before, next)
+		span.SetAttributes(tracing.Outcome.String(how))
+		tracing.End(span, err)
 		m.moved(e, r, next, how, err)
 	}
 }
@@ -1452,7 +1472,8 @@ func (m *Manager) announce(e *entry, r *run) {
 	m.count()
 	m.metrics.untilLive.Observe(r.liveAt.Sub(r.since).Seconds())
 	m.o.Logger.Info("relay is announced", "stream", e.id, "parent", r.parent, "epoch", r.publication.Epoch, "path", r.path,
-		"after", r.liveAt.Sub(r.since), "why", r.why)
+		"after", r.liveAt.Sub(r.since), "why", r.why, tracing.Attr(r.span))
+	r.span.End()
 }
 
 // silence withdraws the hold of a relay whose media has ended, while what it took is freed.
@@ -1470,6 +1491,7 @@ func (m *Manager) finish(e *entry, r *run, err error) {
 	defer m.mu.Unlock()
 	defer m.wake()
 	m.withdraw(e, r)
+	tracing.End(r.span, err) // again, if it was live: that does nothing
 	e.run = nil
 	close(r.over)
 	m.runs--
@@ -1511,7 +1533,7 @@ func (m *Manager) fail(e *entry, r *run, err error) {
 	end := m.blame(e, r, err)
 	m.metrics.ends.WithLabelValues(end).Inc()
 	m.o.Logger.Warn("relay failed", "stream", e.id, "parent", r.parent, "error", err,
-		"retry", e.retryAt, "parent avoided until", e.failures[r.parent].until)
+		"retry", e.retryAt, "parent avoided until", e.failures[r.parent].until, tracing.Attr(r.span))
 }
 
 // blame makes the parent wait for its next turn, and from the second failure in a row on all others too. Where the local

@@ -19,6 +19,7 @@ import (
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
 	"github.com/sidestream-dev/sidestream/adapters/whip"
+	"github.com/sidestream-dev/sidestream/sidecar/tracing"
 )
 
 const (
@@ -121,6 +122,7 @@ type Session struct {
 	past         map[webrtc.RTPCodecType]standbyCounts // of standbys that have ended
 	joins        joins
 	ended        string
+	trace        sessionTrace
 }
 
 func (s *Session) newLane(kind webrtc.RTPCodecType) *lane {
@@ -177,9 +179,13 @@ func (s *Session) Location() string {
 // sides are freed then, within five seconds. It never retries, and can be called once.
 func (s *Session) Run(ctx context.Context) error {
 	s.options.Metrics.begin(s)
-	err := s.run(ctx)
+	s.mu.Lock()
+	s.trace = newSessionTrace(ctx)
+	s.mu.Unlock()
+	err := s.run(tracing.Within(ctx, nil)) // only what asks for the first source, and publishes, is of that trace
 	s.mu.Lock()
 	s.ended = err.Error()
+	s.trace.ended(s.steps, err, time.Now())
 	s.mu.Unlock()
 	s.options.Metrics.end(s, err)
 	return fmt.Errorf("relay %s: %w", s.options.Stream, err)
@@ -188,7 +194,7 @@ func (s *Session) Run(ctx context.Context) error {
 func (s *Session) run(ctx context.Context) error {
 	first := s.newUpstream(Source{From: s.options.From, FromHTTP: s.options.FromHTTP}, true)
 	s.step(StepPlay)
-	if err := s.play(ctx, first); err != nil {
+	if err := s.play(s.requesting(ctx, StepPlayAnswered), first); err != nil {
 		close(s.over)
 		return err
 	}
@@ -405,7 +411,7 @@ func (s *Session) publish(ctx context.Context) (*whip.Session, error) {
 		return nil, err
 	}
 	s.step(StepPublish)
-	err := s.bounded(ctx, LocalServer, "publish", s.limits.step, func(ctx context.Context) (err error) {
+	err := s.bounded(s.requesting(ctx, StepPublishAnswered), LocalServer, "publish", s.limits.step, func(ctx context.Context) (err error) {
 		session, err = client.Publish(ctx, s.options.To, func(pc *webrtc.PeerConnection) error {
 			return s.addLanes(conn, pc)
 		})
@@ -614,6 +620,7 @@ func (s *Session) stepLocked(name string) {
 		now := time.Now()
 		s.steps = append(s.steps, Step{Name: name, At: now})
 		s.options.Metrics.step(name, now.Sub(s.steps[0].At))
+		s.trace.stepped(s.steps)
 		s.logger.Debug("relay step", "step", name)
 	}
 }

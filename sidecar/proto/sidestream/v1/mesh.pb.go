@@ -1050,6 +1050,7 @@ type ClaimRequest struct {
 	Request       uint64                 `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
 	Stream        string                 `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Trace         *Trace                 `protobuf:"bytes,4,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1103,6 +1104,13 @@ func (x *ClaimRequest) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *ClaimRequest) GetTrace() *Trace {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
 }
 
 // ClaimAnswer grants the claim or names the node that has it.
@@ -1171,6 +1179,7 @@ type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       uint64                 `protobuf:"varint,1,opt,name=request,proto3" json:"request,omitempty"`
 	Stream        string                 `protobuf:"bytes,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	Trace         *Trace                 `protobuf:"bytes,3,opt,name=trace,proto3" json:"trace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1219,6 +1228,68 @@ func (x *PullRequest) GetStream() string {
 	return ""
 }
 
+func (x *PullRequest) GetTrace() *Trace {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
+}
+
+// Trace is the span that a question is part of, in the form of W3C Trace Context. Missing where nobody traces it.
+type Trace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The value of traceparent.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// That of tracestate, empty where there is none.
+	State         string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trace) Reset() {
+	*x = Trace{}
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trace) ProtoMessage() {}
+
+func (x *Trace) ProtoReflect() protoreflect.Message {
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trace.ProtoReflect.Descriptor instead.
+func (*Trace) Descriptor() ([]byte, []int) {
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Trace) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Trace) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
 // PullAnswer lets the child pull, or says why not.
 type PullAnswer struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1234,7 +1305,7 @@ type PullAnswer struct {
 
 func (x *PullAnswer) Reset() {
 	*x = PullAnswer{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1317,7 @@ func (x *PullAnswer) String() string {
 func (*PullAnswer) ProtoMessage() {}
 
 func (x *PullAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[14]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1330,7 @@ func (x *PullAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullAnswer.ProtoReflect.Descriptor instead.
 func (*PullAnswer) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{14}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PullAnswer) GetRequest() uint64 {
@@ -1329,7 +1400,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1412,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[15]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1425,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{15}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Grant) GetToken() string {
@@ -1410,7 +1481,7 @@ type Obituary struct {
 
 func (x *Obituary) Reset() {
 	*x = Obituary{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1493,7 @@ func (x *Obituary) String() string {
 func (*Obituary) ProtoMessage() {}
 
 func (x *Obituary) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[16]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1506,7 @@ func (x *Obituary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Obituary.ProtoReflect.Descriptor instead.
 func (*Obituary) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{16}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Obituary) GetNode() string {
@@ -1461,7 +1532,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1544,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[17]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1557,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{17}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{18}
 }
 
 // Refusal says why the dialler ends this stream. The node that was dialled says so by the status of the call, which has a
@@ -1503,7 +1574,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1586,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sidestream_v1_mesh_proto_msgTypes[18]
+	mi := &file_sidestream_v1_mesh_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1599,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{18}
+	return file_sidestream_v1_mesh_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Refusal) GetReason() string {
@@ -1630,18 +1701,23 @@ const file_sidestream_v1_mesh_proto_rawDesc = "" +
 	"\x05Track\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04mime\x18\x02 \x01(\tR\x04mime\x12\x10\n" +
-	"\x03rid\x18\x03 \x01(\tR\x03rid\"V\n" +
+	"\x03rid\x18\x03 \x01(\tR\x03rid\"\x82\x01\n" +
 	"\fClaimRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\tR\x06stream\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"Y\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12*\n" +
+	"\x05trace\x18\x04 \x01(\v2\x14.sidestream.v1.TraceR\x05trace\"Y\n" +
 	"\vClaimAnswer\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12\x18\n" +
 	"\agranted\x18\x02 \x01(\bR\agranted\x12\x16\n" +
-	"\x06holder\x18\x03 \x01(\tR\x06holder\"?\n" +
+	"\x06holder\x18\x03 \x01(\tR\x06holder\"k\n" +
 	"\vPullRequest\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12\x16\n" +
-	"\x06stream\x18\x02 \x01(\tR\x06stream\"z\n" +
+	"\x06stream\x18\x02 \x01(\tR\x06stream\x12*\n" +
+	"\x05trace\x18\x03 \x01(\v2\x14.sidestream.v1.TraceR\x05trace\"5\n" +
+	"\x05Trace\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\tR\x06parent\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\"z\n" +
 	"\n" +
 	"PullAnswer\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\x04R\arequest\x12,\n" +
@@ -1677,7 +1753,7 @@ func file_sidestream_v1_mesh_proto_rawDescGZIP() []byte {
 	return file_sidestream_v1_mesh_proto_rawDescData
 }
 
-var file_sidestream_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_sidestream_v1_mesh_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_sidestream_v1_mesh_proto_goTypes = []any{
 	(*ExchangeRequest)(nil),  // 0: sidestream.v1.ExchangeRequest
 	(*ExchangeResponse)(nil), // 1: sidestream.v1.ExchangeResponse
@@ -1693,11 +1769,12 @@ var file_sidestream_v1_mesh_proto_goTypes = []any{
 	(*ClaimRequest)(nil),     // 11: sidestream.v1.ClaimRequest
 	(*ClaimAnswer)(nil),      // 12: sidestream.v1.ClaimAnswer
 	(*PullRequest)(nil),      // 13: sidestream.v1.PullRequest
-	(*PullAnswer)(nil),       // 14: sidestream.v1.PullAnswer
-	(*Grant)(nil),            // 15: sidestream.v1.Grant
-	(*Obituary)(nil),         // 16: sidestream.v1.Obituary
-	(*Goodbye)(nil),          // 17: sidestream.v1.Goodbye
-	(*Refusal)(nil),          // 18: sidestream.v1.Refusal
+	(*Trace)(nil),            // 14: sidestream.v1.Trace
+	(*PullAnswer)(nil),       // 15: sidestream.v1.PullAnswer
+	(*Grant)(nil),            // 16: sidestream.v1.Grant
+	(*Obituary)(nil),         // 17: sidestream.v1.Obituary
+	(*Goodbye)(nil),          // 18: sidestream.v1.Goodbye
+	(*Refusal)(nil),          // 19: sidestream.v1.Refusal
 }
 var file_sidestream_v1_mesh_proto_depIdxs = []int32{
 	2,  // 0: sidestream.v1.ExchangeRequest.frame:type_name -> sidestream.v1.Frame
@@ -1709,22 +1786,24 @@ var file_sidestream_v1_mesh_proto_depIdxs = []int32{
 	11, // 6: sidestream.v1.Frame.claim_request:type_name -> sidestream.v1.ClaimRequest
 	12, // 7: sidestream.v1.Frame.claim_answer:type_name -> sidestream.v1.ClaimAnswer
 	13, // 8: sidestream.v1.Frame.pull_request:type_name -> sidestream.v1.PullRequest
-	14, // 9: sidestream.v1.Frame.pull_answer:type_name -> sidestream.v1.PullAnswer
-	16, // 10: sidestream.v1.Frame.obituary:type_name -> sidestream.v1.Obituary
-	17, // 11: sidestream.v1.Frame.goodbye:type_name -> sidestream.v1.Goodbye
-	18, // 12: sidestream.v1.Frame.refusal:type_name -> sidestream.v1.Refusal
+	15, // 9: sidestream.v1.Frame.pull_answer:type_name -> sidestream.v1.PullAnswer
+	17, // 10: sidestream.v1.Frame.obituary:type_name -> sidestream.v1.Obituary
+	18, // 11: sidestream.v1.Frame.goodbye:type_name -> sidestream.v1.Goodbye
+	19, // 12: sidestream.v1.Frame.refusal:type_name -> sidestream.v1.Refusal
 	7,  // 13: sidestream.v1.Heartbeat.packet_ages:type_name -> sidestream.v1.PacketAge
 	6,  // 14: sidestream.v1.Heartbeat.load:type_name -> sidestream.v1.Load
 	9,  // 15: sidestream.v1.Holds.holds:type_name -> sidestream.v1.Hold
 	10, // 16: sidestream.v1.Hold.tracks:type_name -> sidestream.v1.Track
-	15, // 17: sidestream.v1.PullAnswer.grant:type_name -> sidestream.v1.Grant
-	0,  // 18: sidestream.v1.MeshService.Exchange:input_type -> sidestream.v1.ExchangeRequest
-	1,  // 19: sidestream.v1.MeshService.Exchange:output_type -> sidestream.v1.ExchangeResponse
-	19, // [19:20] is the sub-list for method output_type
-	18, // [18:19] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 17: sidestream.v1.ClaimRequest.trace:type_name -> sidestream.v1.Trace
+	14, // 18: sidestream.v1.PullRequest.trace:type_name -> sidestream.v1.Trace
+	16, // 19: sidestream.v1.PullAnswer.grant:type_name -> sidestream.v1.Grant
+	0,  // 20: sidestream.v1.MeshService.Exchange:input_type -> sidestream.v1.ExchangeRequest
+	1,  // 21: sidestream.v1.MeshService.Exchange:output_type -> sidestream.v1.ExchangeResponse
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_sidestream_v1_mesh_proto_init() }
@@ -1746,7 +1825,7 @@ func file_sidestream_v1_mesh_proto_init() {
 		(*Frame_Refusal)(nil),
 	}
 	file_sidestream_v1_mesh_proto_msgTypes[7].OneofWrappers = []any{}
-	file_sidestream_v1_mesh_proto_msgTypes[14].OneofWrappers = []any{
+	file_sidestream_v1_mesh_proto_msgTypes[15].OneofWrappers = []any{
 		(*PullAnswer_Grant)(nil),
 		(*PullAnswer_Refused)(nil),
 	}
@@ -1756,7 +1835,7 @@ func file_sidestream_v1_mesh_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sidestream_v1_mesh_proto_rawDesc), len(file_sidestream_v1_mesh_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,14 +51,14 @@ func (x *Frame) Validate() error {
 	case *Frame_Holds:
 		return prefix("holds", body.Holds.validate())
 	case *Frame_ClaimRequest:
-		return prefix("claim request", validateStream(body.ClaimRequest.GetStream()))
+		return prefix("claim request", errors.Join(validateStream(body.ClaimRequest.GetStream()), body.ClaimRequest.GetTrace().validate()))
 	case *Frame_ClaimAnswer:
 		if body.ClaimAnswer.GetHolder() == "" {
 			return nil
 		}
 		return prefix("claim answer", validateID(body.ClaimAnswer.GetHolder()))
 	case *Frame_PullRequest:
-		return prefix("pull request", validateStream(body.PullRequest.GetStream()))
+		return prefix("pull request", errors.Join(validateStream(body.PullRequest.GetStream()), body.PullRequest.GetTrace().validate()))
 	case *Frame_PullAnswer:
 		return prefix("pull answer", body.PullAnswer.validate())
 	case *Frame_Obituary:
@@ -100,6 +100,11 @@ func (x *Hello) validate() error {
 		errs = append(errs, validateLength("feature", f, MaxFeatureWord))
 	}
 	return errors.Join(errs...)
+}
+
+// What it says is read by the standard's rules, and counts for nothing where it breaks them.
+func (x *Trace) validate() error {
+	return errors.Join(validateLength("trace", x.GetParent(), MaxText), validateLength("trace's state", x.GetState(), MaxText))
 }
 
 func (x *Heartbeat) validate() error {
