@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/bearer"
 	"github.com/sidestream-dev/sidestream/sidecar/config"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
@@ -53,7 +51,7 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tokens (SIDESTREAM_JWT_KEY_FILE): %w", err)
 		}
-		o.Authorize = authorize(checker)
+		o.Authorize = checker.Check
 		o.OpenPath = func(asked string) bool {
 			return slices.ContainsFunc(j.OpenPaths, func(open string) bool {
 				ok, err := path.Match(open, asked)
@@ -63,17 +61,6 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		o.SessionKey = n.sessionKey()
 	}
 	return gateway.New(o), nil
-}
-
-// authorize is a checker as the gateway knows it.
-func authorize(checker *bearer.Checker) func(context.Context, string, adapters.Request) error {
-	return func(ctx context.Context, token string, want adapters.Request) error {
-		err := checker.Check(ctx, token, want)
-		if denied, ok := errors.AsType[*bearer.Denied](err); ok {
-			return &gateway.DeniedError{Known: denied.Known, Reason: denied.Reason}
-		}
-		return err
-	}
 }
 
 // sessionKey is the key for session URLs, kept so that they outlive the process. Where it cannot be kept they do not.

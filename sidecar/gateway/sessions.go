@@ -93,19 +93,6 @@ func index(publish bool) int {
 	return 0
 }
 
-// addressOf is what counts as one address: of IPv6 a /64, which is one subscriber's. The zero value counts for nobody.
-func addressOf(a netip.Addr) netip.Prefix {
-	if !a.IsValid() {
-		return netip.Prefix{}
-	}
-	bits := 32
-	if a = a.Unmap(); a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits) // the bits are right for the address
-	return p
-}
-
 // admit counts a session that is about to be opened; or says which limit does not let it. Whoever admits ends it.
 func (t *sessions) admit(want adapters.Request, from netip.Prefix) (s *session, full string) {
 	t.mu.Lock()
