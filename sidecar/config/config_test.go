@@ -288,8 +288,8 @@ func TestValidate(t *testing.T) {
 				c.SFU.ConnectTimeout, c.SFU.RatePerAddress, c.SFU.APIToken, c.SFU.Drain = 0, -1, "a b", -1
 			},
 			[]string{
-				"SFU_TCP_LISTEN", "SFU_STUN_SERVER", "SFU_ALLOW_ORIGIN", "SFU_MAX_SESSIONS", "SFU_PUBLIC_URL", "SFU_OVERFLOW_URL",
-				"SFU_CONNECT_TIMEOUT", "SFU_RATE_PER_ADDRESS", "SFU_API_TOKEN", "SFU_DRAIN",
+				"SFU_TCP_LISTEN", "SFU_STUN_SERVER", "SFU_PUBLIC_URL", "SFU_OVERFLOW_URL", "SFU_ALLOW_ORIGIN", "SFU_MAX_SESSIONS",
+				"SFU_CONNECT_TIMEOUT", "SFU_DRAIN", "SFU_RATE_PER_ADDRESS", "SFU_API_TOKEN",
 			},
 		},
 		"test streams":     {func(c *Config) { c.TestStreams = []string{"a*"} }, []string{"SIDESTREAM_TEST_STREAMS"}},
