@@ -45,6 +45,11 @@ const (
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.allowOrigin(w.Header())
 	path := r.URL.Path
+	if r.ContentLength != 0 {
+		// Also for those that are refused unread: net/http reads on before it answers. Where the connection cannot be told (a test's
+		// recorder), nobody is slow either.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	}
 	if s.tooSoon(w, r) {
 		return
 	}
@@ -195,7 +200,9 @@ func (s *Server) serveEndpoint(w http.ResponseWriter, r *http.Request, stream ad
 	}
 	switch {
 	case r.Method == http.MethodPost:
-		if err := s.open(w, r, stream, publish); err != nil && r.Context().Err() == nil {
+		err := s.open(w, r, stream, publish)
+		// net/http also takes the end of a body that came too slowly for that of the client.
+		if _, said := errors.AsType[*refusal](err); err != nil && (said || r.Context().Err() == nil) {
 			s.refuse(w, err)
 		}
 	case r.Method == http.MethodHead && !publish:
@@ -206,17 +213,20 @@ func (s *Server) serveEndpoint(w http.ResponseWriter, r *http.Request, stream ad
 	}
 }
 
-// readBody reads a bounded body of the content type, and does not wait for ever.
-func (s *Server) readBody(w http.ResponseWriter, r *http.Request, contentType string) ([]byte, error) {
+// readBody reads a bounded body of the content type, until the deadline that ServeHTTP has set.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, contentType string) (_ []byte, err error) {
+	defer func() {
+		until := time.Time{}
+		if err != nil {
+			w.Header().Set("Connection", "close") // else what is left of the body would be waited for
+			until = time.Now()
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(until)
+	}()
 	if !isType(r, contentType) {
 		return nil, &refusal{
 			http.StatusUnsupportedMediaType, "content_type", "", "The body must be " + contentType + ", and Content-Type say so.",
 		}
-	}
-	// Where the connection cannot be told (a test's recorder), nobody is slow either.
-	controller := http.NewResponseController(w)
-	if controller.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
-		defer controller.SetReadDeadline(time.Time{}) //nolint:errcheck // it could be set a moment ago
 	}
 	limited := http.MaxBytesReader(w, r.Body, maxBody)
 	body, err := io.ReadAll(io.LimitReader(limited, smallBody))
