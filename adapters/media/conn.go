@@ -43,6 +43,9 @@ type Conn struct {
 	sockets atomic.Pointer[[]*socket] // changed under mu
 	direct  atomic.Pointer[direct]    // nil: there is no short way
 	holds   atomic.Int32              // bursts that keep packets here
+	// settling is held by who sends pion's way, so that it is not between his look at direct and his sending that the short way is
+	// made: the two would encrypt by the same keys.
+	settling sync.RWMutex
 
 	outgoing outgoing
 
@@ -502,7 +505,13 @@ func (c *Conn) changeSockets(change func([]*socket) []*socket) {
 }
 
 func (c *Conn) writeRTCP(packets ...rtcp.Packet) {
-	if d := c.direct.Load(); d != nil {
+	d := c.direct.Load()
+	if d == nil {
+		c.settling.RLock()
+		defer c.settling.RUnlock()
+		d = c.direct.Load()
+	}
+	if d != nil {
 		d.writeRTCP(packets)
 		return
 	}

@@ -38,6 +38,7 @@ type direct struct {
 	queued *Port
 
 	moving sync.Mutex // held while the path changes
+	closed bool       // for good; guarded by moving
 }
 
 // route is where packets go and come from.
@@ -52,11 +53,12 @@ type route struct {
 // decide makes the short way where there can be one. It is called when DTLS is done, and before pion makes its own
 // contexts of the keys.
 func (c *Conn) decide(k *keys, ice *webrtc.ICETransport) {
+	defer k.forget()
 	shared := len(c.transport.Ports) > 0
 	if !shared && ice.Role() != webrtc.ICERoleControlling {
 		return // the far end may move to another path
 	}
-	p := c.pathOf(ice)
+	p, _ := c.pathOf(ice)
 	if p == nil {
 		return
 	}
@@ -66,10 +68,19 @@ func (c *Conn) decide(k *keys, ice *webrtc.ICETransport) {
 	}
 	d := &direct{conn: c, in: in, out: out, sources: make(map[uint32]*source)}
 	d.move(p)
-	c.direct.Store(d)
-	if shared {
-		c.follow(ice) // it may have moved meanwhile
+	c.settle(d)
+	// It may have moved meanwhile. A pair that is chosen later is followed; the connection cannot be closed from here, where pion
+	// holds the lock that closing waits for.
+	if p, _ := c.pathOf(ice); shared && p != nil {
+		d.move(p)
 	}
+}
+
+// settle makes the short way the connection's, when nobody is about to send pion's way any more.
+func (c *Conn) settle(d *direct) {
+	c.settling.Lock()
+	defer c.settling.Unlock()
+	c.direct.Store(d)
 }
 
 // follow goes where the far end has moved to. One that has moved to where only pion could follow is lost: pion would encrypt by the
@@ -79,8 +90,11 @@ func (c *Conn) follow(ice *webrtc.ICETransport) {
 	if d == nil || d.path.Load() == nil {
 		return
 	}
-	if p := c.pathOf(ice); p != nil {
+	p, chosen := c.pathOf(ice)
+	if p != nil {
 		d.move(p)
+	}
+	if p != nil || !chosen {
 		return
 	}
 	c.mu.Lock()
@@ -89,10 +103,18 @@ func (c *Conn) follow(ice *webrtc.ICETransport) {
 	_ = pc.Close() // an error means that it is closed already
 }
 
-// pathOf is the path that ICE has chosen, where that goes by a socket of ours.
-func (c *Conn) pathOf(ice *webrtc.ICETransport) *route {
+// pathOf is the path that ICE has chosen, if it has at present, where that goes by a socket of ours.
+func (c *Conn) pathOf(ice *webrtc.ICETransport) (path *route, chosen bool) {
 	pair, err := ice.GetSelectedCandidatePair()
-	if err != nil || pair == nil || pair.Local.Protocol != webrtc.ICEProtocolUDP || pair.Remote.Protocol != webrtc.ICEProtocolUDP {
+	if err != nil || pair == nil {
+		return nil, false // none has been found, or a restart looks for another
+	}
+	return c.pathBy(pair), true
+}
+
+// pathBy is the path of a pair of candidates, nil where that does not go by a socket of ours.
+func (c *Conn) pathBy(pair *webrtc.ICECandidatePair) *route {
+	if pair.Local.Protocol != webrtc.ICEProtocolUDP || pair.Remote.Protocol != webrtc.ICEProtocolUDP {
 		return nil
 	}
 	address, port := pair.Local.Address, pair.Local.Port
@@ -136,6 +158,10 @@ func (c *Conn) pathOf(ice *webrtc.ICETransport) *route {
 func (d *direct) move(to *route) {
 	d.moving.Lock()
 	defer d.moving.Unlock()
+	if d.closed {
+		return
+	}
+	d.closed = to == nil
 	from := d.path.Load()
 	if from != nil {
 		if p, ok := from.via.(*Port); ok {
@@ -150,33 +176,36 @@ func (d *direct) move(to *route) {
 	d.path.Store(to)
 }
 
-// open takes a packet that came by a socket, and says whether it was one for the short way. The slice is decrypted in place.
-func (c *Conn) open(via opener, from netip.AddrPort, b []byte, together *burst) bool {
+// open takes a packet that came by a socket, and says whether it was one for the short way. The slice is decrypted in place. Whoever
+// has the keys is the far end, wherever he sends from: what pion would take from his other addresses could have been here before.
+func (c *Conn) open(b []byte, together *burst) bool {
 	d := c.direct.Load()
-	if d == nil || !isRTP(b) {
-		return false
-	}
-	if p := d.path.Load(); p == nil || p.via != via || p.remote != from {
+	if d == nil || d.path.Load() == nil || !isRTP(b) {
 		return false
 	}
 	c.reading.Lock()
 	defer c.reading.Unlock()
 	ssrc := binary.BigEndian.Uint32(b[8:])
-	raw, err := d.in.DecryptRTP(b, b, &d.header)
-	if err != nil {
-		// Pion may have taken the first packets of a source, and know its rollover counter.
-		_, known := d.in.ROC(ssrc)
-		if known {
-			c.forged.Add(1)
-		}
-		return known
-	}
-	src := d.sources[ssrc]
+	src, into := d.sources[ssrc], b
 	if src == nil {
 		if len(d.sources) >= maxSources {
 			c.unknown.Add(1)
 			return true
 		}
+		// Pion may have taken the first packets of a source, and know its rollover counter. It gets the packet as it came then:
+		// decryption that fails leaves nothing of it.
+		into = nil
+	}
+	header := d.header
+	raw, err := d.in.DecryptRTP(into, b, &d.header)
+	if err != nil {
+		d.header = header // it does not grow for those without keys
+		if src != nil {
+			c.forged.Add(1)
+		}
+		return src != nil
+	}
+	if src == nil {
 		src = &source{conn: c, ssrc: ssrc}
 		d.sources[ssrc] = src
 	}

@@ -34,16 +34,19 @@ func (h *History) expireLocked(now time.Time) {
 func (h *History) growLocked() {
 	n := uint64(len(h.slots))
 	slots := make([]slot, 2*n)
-	h.index = make([]uint64, 2*n)
 	for position := h.first; position < h.next; position++ {
-		s := h.slots[position%n]
-		slots[position%(2*n)] = s
-		noted := &h.index[int(s.seq)%len(h.index)]
-		if *noted == 0 || int16(s.seq-slots[(*noted-1)%(2*n)].seq) >= 0 {
-			*noted = position + 1
-		}
+		slots[position%(2*n)] = h.slots[position%n]
 	}
-	h.slots = slots
+	h.slots, h.index = slots, make([]uint64, 2*n)
+	newest := h.slotLocked(h.first + 1).seq
+	for position := h.first; position < h.next; position++ {
+		delta := int16(h.slotLocked(position+1).seq - newest)
+		late := delta <= 0 && delta > -seenWindow // as in Add
+		if !late {
+			newest += uint16(delta)
+		}
+		h.noteLocked(position, late)
+	}
 }
 
 // Room is how many packets the history holds at most, as it is now.

@@ -82,10 +82,7 @@ func (h *History) Add(p *Packet) (position uint64) {
 	// What comes late begins neither a frame nor a key frame newer than the one there is. A number far back is a new source.
 	delta := int16(s.seq - h.newest)
 	late := position > 0 && delta <= 0 && delta > -seenWindow
-	index := &h.index[int(s.seq)%len(h.index)]
-	if !late || !h.keptLocked(*index) || int16(s.seq-h.slotLocked(*index).seq) >= 0 {
-		*index = position + 1
-	}
+	h.noteLocked(position, late)
 	if !late {
 		if h.newest = s.seq; position == 0 || s.stamp != h.stamp {
 			h.stamp, h.frame = s.stamp, position
@@ -96,6 +93,18 @@ func (h *History) Add(p *Packet) (position uint64) {
 		h.keyStamp, h.keySeq, h.keyFrame = s.stamp, s.seq, h.beginLocked(position)+1
 	}
 	return position
+}
+
+// noteLocked has a packet found by its number. One that comes late does not hide a newer one of its source.
+func (h *History) noteLocked(position uint64, late bool) {
+	seq := h.slotLocked(position + 1).seq
+	noted := &h.index[int(seq)%len(h.index)]
+	if late && h.keptLocked(*noted) {
+		if ahead := h.slotLocked(*noted).seq - seq; ahead > 0 && ahead < seenWindow {
+			return
+		}
+	}
+	*noted = position + 1
 }
 
 // storeLocked copies a packet's bytes into the open chunk, or where that has no room, into a new one.

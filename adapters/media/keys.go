@@ -69,6 +69,14 @@ func (k *keys) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// forget lets go of the secrets, when what is made of them has been made or will not be.
+func (k *keys) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.masterSecret)
+	k.clientRandom, k.serverRandom, k.masterSecret = nil, nil, nil
+}
+
 // ExportKeyingMaterial implements srtp.KeyingMaterialExporter (RFC 5705, section 4).
 func (k *keys) ExportKeyingMaterial(label string, _ []byte, length int) ([]byte, error) {
 	k.mu.Lock()

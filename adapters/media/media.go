@@ -137,6 +137,9 @@ func (c *Conn) tapFor(kind packetio.BufferPacketType, ssrc uint32) io.ReadWriteC
 		t.deliver = func(b []byte) {
 			c.reading.Lock()
 			defer c.reading.Unlock()
+			if d := c.direct.Load(); d != nil && d.sources[ssrc] != nil {
+				return // pion does not know which of its packets have been here before
+			}
 			burst := c.burst
 			c.burst = nil
 			source.receive(b)

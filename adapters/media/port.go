@@ -25,9 +25,9 @@ var _ ice.AddrPortReaderWriter = (*Port)(nil)
 // NewPort makes a port of a socket, which it closes.
 func NewPort(u *net.UDPConn) *Port {
 	p := &Port{UDPConn: u, conns: make(map[netip.AddrPort]*Conn)}
-	p.batch.plain = true
+	p.batch.plain.Store(true)
 	if raw, err := u.SyscallConn(); err == nil { // it works without batches too
-		p.batch.plain = false
+		p.batch.plain.Store(false)
 		p.batch.init(raw)
 	}
 	return p
@@ -59,7 +59,7 @@ func (p *Port) open(from netip.AddrPort, b []byte, together *burst) bool {
 	p.mu.RLock()
 	c := p.conns[from]
 	p.mu.RUnlock()
-	return c != nil && c.open(p, from, b, together)
+	return c != nil && c.open(b, together)
 }
 
 func (p *Port) join(at netip.AddrPort, c *Conn) {

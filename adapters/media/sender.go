@@ -62,9 +62,10 @@ type Sender struct {
 	rtxSequence uint16
 	extensions  []extensionPair
 	negotiated  []webrtc.RTPHeaderExtensionParameter
-	congestion  uint8   // id of the header extension with transport-wide numbers; 0: none
-	number      [2]byte // of that
-	renamed     bool    // packets before renamedAt have extensions by other ids
+	congestion  uint8                 // id of the header extension with transport-wide numbers; 0: none
+	number      [2]byte               // of that
+	numbered    *[guardSlots]numbered // without RTX, by sequence number; nil: nothing was sent
+	renamed     bool                  // packets before renamedAt have extensions by other ids
 	renamedAt   uint16
 	header      rtp.Header
 	bound       bool
@@ -99,6 +100,13 @@ type splice struct{ from, before, offset uint16 }
 type resend struct {
 	seq uint16
 	at  time.Time
+}
+
+// numbered is the transport-wide number that a packet went out by.
+type numbered struct {
+	seq    uint16
+	sent   bool
+	number [2]byte
 }
 
 type sentReport struct {
@@ -254,7 +262,7 @@ func (s *Sender) Packet(p *Packet) {
 	if p.burst != nil {
 		p.burst.hold(s.conn)
 	}
-	if n, err := s.writeLocked(p.Payload, false); err != nil {
+	if n, err := s.writeLocked(p.Payload, fresh); err != nil {
 		s.stats.Errors++
 		return
 	} else if n == 0 {
@@ -265,10 +273,23 @@ func (s *Sender) Packet(p *Packet) {
 	s.spent = max(s.spent-len(p.Payload), 0)
 }
 
+// A writing is what is written.
+type writing int
+
+const (
+	fresh writing = iota
+	probing
+	repeated // as it was: s.number is that of the first time
+)
+
 // writeLocked sends the header that was filled in, and a payload.
-func (s *Sender) writeLocked(payload []byte, probing bool) (int, error) {
+func (s *Sender) writeLocked(payload []byte, w writing) (int, error) {
 	if s.congestion != 0 {
-		binary.BigEndian.PutUint16(s.number[:], s.conn.outgoing.send(time.Now(), len(payload)+s.header.MarshalSize()+int(s.header.PaddingSize), probing))
+		if w != repeated {
+			size := len(payload) + s.header.MarshalSize() + int(s.header.PaddingSize)
+			binary.BigEndian.PutUint16(s.number[:], s.conn.outgoing.send(time.Now(), size, w == probing))
+			s.noteNumberLocked()
+		}
 		profile := s.header.ExtensionProfile
 		if !s.header.Extension {
 			profile = rtp.ExtensionProfileOneByte
@@ -283,10 +304,45 @@ func (s *Sender) writeLocked(payload []byte, probing bool) (int, error) {
 		s.stats.Dropped++
 		return len(payload), nil
 	}
-	if d := s.conn.direct.Load(); d != nil {
+	d := s.conn.direct.Load()
+	if d == nil {
+		s.conn.settling.RLock()
+		defer s.conn.settling.RUnlock()
+		d = s.conn.direct.Load()
+	}
+	if d != nil {
 		return d.write(&s.header, payload)
 	}
 	return s.writer.WriteRTP(&s.header, payload)
+}
+
+// noteNumberLocked keeps the number of a packet that may be sent again as it was.
+func (s *Sender) noteNumberLocked() {
+	if s.rtxSSRC != 0 {
+		return
+	}
+	if s.numbered == nil {
+		s.numbered = new([guardSlots]numbered)
+	}
+	seq := s.header.SequenceNumber
+	s.numbered[seq%guardSlots] = numbered{seq: seq, sent: true, number: s.number}
+}
+
+// asItWasLocked says whether a packet can be sent again without RTX: to the bit as it was. SRTP encrypts it by the same nonce, which
+// must never be used for anything else (RFC 7714, section 8.4).
+func (s *Sender) asItWasLocked(seq uint16) bool {
+	if s.renamed && int16(seq-s.renamedAt) < 0 && s.packet.Header.Extension {
+		return false
+	}
+	if s.congestion == 0 {
+		return true
+	}
+	if s.numbered == nil {
+		return false
+	}
+	n := &s.numbered[seq%guardSlots]
+	s.number = n.number
+	return n.sent && n.seq == seq
 }
 
 // beforeSpliceLocked says whether a sequence number, reckoned with the offset of now, lies before the last splice.
@@ -456,7 +512,11 @@ func (s *Sender) resendOneLocked(seq uint16, now time.Time, guard time.Duration)
 	}
 	*g = resend{seq: seq, at: now}
 	s.spent += len(payload)
-	if _, err := s.writeLocked(payload, false); err != nil {
+	w := fresh
+	if s.rtxSSRC == 0 {
+		w = repeated
+	}
+	if _, err := s.writeLocked(payload, w); err != nil {
 		s.stats.Errors++
 		return
 	}
@@ -477,7 +537,7 @@ func (s *Sender) Probe() (bytes int) {
 		SequenceNumber: s.rtxSequence, Timestamp: h.Timestamp, CSRC: h.CSRC[:0], Extensions: h.Extensions[:0],
 	}
 	s.rtxSequence++
-	if _, err := s.writeLocked(nil, true); err != nil {
+	if _, err := s.writeLocked(nil, probing); err != nil {
 		return 0
 	}
 	s.stats.Probes++
@@ -488,6 +548,9 @@ func (s *Sender) Probe() (bytes int) {
 func (s *Sender) againLocked(seq uint16) (payload []byte) {
 	offset, ok := s.offsetOf(seq)
 	if !ok || !s.options.History.Sequence(seq-offset, &s.packet) {
+		return nil
+	}
+	if s.rtxSSRC == 0 && !s.asItWasLocked(seq) {
 		return nil
 	}
 	s.fillLocked(&s.packet, seq)

@@ -81,8 +81,8 @@ func (s *socket) ReadFromAddrPort(b []byte) (int, netip.AddrPort, error) {
 	return s.batch.read(s.UDPConn, s, b)
 }
 
-func (s *socket) open(from netip.AddrPort, b []byte, together *burst) bool {
-	return s.conn.open(s, from, b, together)
+func (s *socket) open(_ netip.AddrPort, b []byte, together *burst) bool {
+	return s.conn.open(b, together)
 }
 
 // opener takes packets for the short way, and says which were.
@@ -94,7 +94,8 @@ type opener interface {
 func (s *socket) WriteToAddrPort(b []byte, addr netip.AddrPort) (int, error) {
 	if s.conn.holds.Load() > 0 && isRTP(b) {
 		s.mu.Lock()
-		queued := s.queue.add(&s.batch, b, addr)
+		// The last who held may have flushed in between.
+		queued := s.conn.holds.Load() > 0 && s.queue.add(&s.batch, b, addr)
 		s.mu.Unlock()
 		if queued {
 			return len(b), nil

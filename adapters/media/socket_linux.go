@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -67,7 +68,7 @@ func (in *inbox) reset(n int) {
 // batch reads a socket.
 type batch struct {
 	raw     syscall.RawConn
-	plain   bool // the kernel has no recvmmsg
+	plain   atomic.Bool // the kernel has no recvmmsg
 	receive func(fd uintptr) bool
 	failed  error
 	burst   burst
@@ -109,7 +110,7 @@ func (b *batch) take(fd uintptr) bool {
 // read gives the next packet that is not for the short way.
 func (b *batch) read(u *net.UDPConn, to opener, p []byte) (int, netip.AddrPort, error) {
 	for {
-		if b.plain {
+		if b.plain.Load() {
 			n, from, err := u.ReadFromUDPAddrPort(p)
 			if err == nil && to.open(from, p[:n], nil) {
 				continue
@@ -120,7 +121,7 @@ func (b *batch) read(u *net.UDPConn, to opener, p []byte) (int, netip.AddrPort, 
 			b.failed = nil
 			err := cmp.Or(b.raw.Read(b.receive), b.failed)
 			if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-				b.plain = true
+				b.plain.Store(true)
 				continue
 			}
 			if err != nil {
@@ -230,7 +231,7 @@ type queue struct {
 
 // add keeps a packet, and says whether it could.
 func (q *queue) add(b *batch, packet []byte, to netip.AddrPort) bool {
-	if b.plain || len(packet) > 1500 || to.Addr().Zone() != "" {
+	if b.plain.Load() || len(packet) > 1500 || to.Addr().Zone() != "" {
 		return false
 	}
 	if q.out != nil && (q.to != to || q.count == queuePackets || q.length+len(packet) > queueBytes) {

@@ -5,11 +5,12 @@ package media
 import (
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 )
 
 // batch reads a socket packet by packet.
-type batch struct{ plain bool }
+type batch struct{ plain atomic.Bool }
 
 func (*batch) init(syscall.RawConn) {}
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/pion/webrtc/v4"
+	"golang.org/x/sys/unix"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/mediamtx"
@@ -339,24 +340,15 @@ func (s *subject) stop() {
 	}
 }
 
-// ticks is the length of a unit of CPU time in /proc, which is the same on all of Linux's architectures.
-const ticks = 10 * time.Millisecond
-
-// cpu is the time that the process has used, its own and the kernel's for it.
+// cpu is the time that the process has used, its own and the kernel's for it. By the process's clock (clock_getcpuclockid(3)),
+// which counts nanoseconds, where /proc has hundredths of a second: too coarse for a short round.
 func (s *subject) cpu() (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.process.Process.Pid))
-	if err != nil {
-		return 0, err
+	const scheduler = 2 // the kernel's CPUCLOCK_SCHED
+	var used unix.Timespec
+	if err := unix.ClockGettime(int32(^s.process.Process.Pid)<<3|scheduler, &used); err != nil {
+		return 0, fmt.Errorf("read the CPU time of the %s: %w", s.role, err)
 	}
-	// The second field, a name in brackets, may have spaces (proc(5)).
-	_, rest, _ := strings.Cut(string(b), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("stat: %q", b)
-	}
-	user, err1 := strconv.Atoi(fields[11])
-	system, err2 := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * ticks, errors.Join(err1, err2)
+	return time.Duration(used.Nano()), nil
 }
 
 // memory is what a process has, in bytes.
