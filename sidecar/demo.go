@@ -20,7 +20,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/pion/ice/v4"
 	"github.com/pion/logging"
 	"github.com/spf13/cobra"
@@ -378,17 +377,7 @@ func (d *demo) publish() (part, error) {
 	target := &url.URL{
 		Scheme: "http", Host: d.place(demoPublisher).node.listeners.gateway.Addr().String(), Path: "/whip/" + d.stream,
 	}
-	return func(ctx context.Context) error {
-		_, err := backoff.Retry(ctx, func() (struct{}, error) {
-			err := source.Publish(ctx, client, adapters.Endpoint{URL: target})
-			if ctx.Err() != nil {
-				return struct{}{}, backoff.Permanent(ctx.Err())
-			}
-			d.logger.Warn("test publisher lost its session; publishing again", "error", err)
-			return struct{}{}, errors.Join(err, errLost)
-		}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
-		return err
-	}, nil
+	return republish(source, client, adapters.Endpoint{URL: target}, d.logger), nil
 }
 
 func (d *demo) place(name string) *demoPlace {

@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/sidecar/bearer"
@@ -36,24 +39,14 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 		Placement: gateway.Placement(g.Placement), Loads: n.loads, Playing: n.playing, Draining: n.draining.Load,
 		Transport: n.server, Logger: n.logger, Registerer: n.registry, Tracer: n.traces.Tracer(),
 	}
-	if t := n.settings.TURN; len(t.URLs) > 0 || t.AuthURL != nil {
-		servers, err := iceservers.New(iceservers.Options{
-			URLs: t.URLs, Username: t.Username, Credential: string(t.Credential), SecretFile: t.SecretFile, AuthURL: t.AuthURL, TTL: t.TTL,
-			Registerer: n.registry, Logger: n.logger,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("TURN servers (SIDESTREAM_TURN_URLS): %w", err)
-		}
-		o.ICEServers = servers.Links
+	if n.turn != nil {
+		o.ICEServers = n.turn.Links
 	}
-	if j := n.settings.JWT; j.KeyFile != "" || j.JWKSURL != nil {
-		checker, err := bearer.New(bearer.Options{
-			KeyFile: j.KeyFile, JWKS: j.JWKSURL, Issuer: j.Issuer, Audience: j.Audience, Logger: n.logger,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("tokens (SIDESTREAM_JWT_KEY_FILE): %w", err)
+	if j := n.settings.JWT; j.Closed() {
+		var err error
+		if o.Authorize, err = newAuthorize(j, n.logger); err != nil {
+			return nil, err
 		}
-		o.Authorize = authorize(checker)
 		o.OpenPath = func(asked string) bool {
 			return slices.ContainsFunc(j.OpenPaths, func(open string) bool {
 				ok, err := path.Match(open, asked)
@@ -65,15 +58,36 @@ func (n *node) newGateway(target *url.URL) (*gateway.Gateway, error) {
 	return gateway.New(o), nil
 }
 
-// authorize is a checker as the gateway knows it.
-func authorize(checker *bearer.Checker) func(context.Context, string, adapters.Request) error {
-	return func(ctx context.Context, token string, want adapters.Request) error {
-		err := checker.Check(ctx, token, want)
-		if denied, ok := errors.AsType[*bearer.Denied](err); ok {
-			return &gateway.DeniedError{Known: denied.Known, Reason: denied.Reason}
-		}
-		return err
+// newTURN is where the TURN servers for sessions come from; nil where there are none.
+func newTURN(t config.TURN, logger *slog.Logger, registerer prometheus.Registerer) (*iceservers.Servers, error) {
+	if len(t.URLs) == 0 && t.AuthURL == nil {
+		return nil, nil
 	}
+	servers, err := iceservers.New(iceservers.Options{
+		URLs: t.URLs, Username: t.Username, Credential: string(t.Credential), SecretFile: t.SecretFile, AuthURL: t.AuthURL, TTL: t.TTL,
+		Registerer: registerer, Logger: logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("TURN servers (SIDESTREAM_TURN_URLS): %w", err)
+	}
+	return servers, nil
+}
+
+// newAuthorize is what judges tokens; nil where nothing does.
+func newAuthorize(j config.JWT, logger *slog.Logger) (func(context.Context, string, adapters.Request) error, error) {
+	switch {
+	case !j.Closed():
+		return nil, nil
+	case j.WebhookURL != nil:
+		return bearer.NewWebhook(j.WebhookURL, nil).Check, nil
+	}
+	checker, err := bearer.New(bearer.Options{
+		KeyFile: j.KeyFile, JWKS: j.JWKSURL, Issuer: j.Issuer, Audience: j.Audience, Logger: logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tokens (SIDESTREAM_JWT_KEY_FILE): %w", err)
+	}
+	return checker.Check, nil
 }
 
 // sessionKey is the key for session URLs, kept so that they outlive the process. Where it cannot be kept they do not.

@@ -16,6 +16,9 @@ func (n *node) drain(ctx context.Context) error {
 	n.logger.Info("draining", "within", n.settings.Relay.Drain)
 	n.draining.Store(true)
 	n.mesh.SetDraining(true)
+	if n.sfu != nil {
+		n.sfu.SetDraining(true)
+	}
 	for {
 		known, changed := n.known.Snapshot()
 		left := children(known)
@@ -37,6 +40,9 @@ func (n *node) drain(ctx context.Context) error {
 func (n *node) stay() {
 	if n.draining.CompareAndSwap(true, false) {
 		n.mesh.SetDraining(false)
+		if n.sfu != nil {
+			n.sfu.SetDraining(false)
+		}
 		n.logger.Info("not leaving: the media server runs again")
 	}
 }

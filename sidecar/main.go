@@ -95,7 +95,7 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 			Args:  cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				collect(environ, sfuGCPercent)
-				return withSettings(cmd.Context(), environ, stderr, func(c config.Config) error { return c.SFU.Validate() }, runSFU)
+				return withSettings(cmd.Context(), environ, stderr, config.Config.ValidateSFU, runSFU)
 			},
 		},
 		demoCommand(environ, stdout, stderr),

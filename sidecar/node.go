@@ -38,6 +38,7 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/discovery"
 	"github.com/sidestream-dev/sidestream/sidecar/discovery/endpointslice"
 	"github.com/sidestream-dev/sidestream/sidecar/gateway"
+	"github.com/sidestream-dev/sidestream/sidecar/iceservers"
 	"github.com/sidestream-dev/sidestream/sidecar/mesh"
 	"github.com/sidestream-dev/sidestream/sidecar/relay"
 	"github.com/sidestream-dev/sidestream/sidecar/tracing"
@@ -65,8 +66,9 @@ type node struct {
 
 	sfu      *pionsfu.Server // nil: the media server is another process
 	adapter  adapters.Adapter
-	facade   *janus.Adapter    // nil: the media server speaks WHIP and WHEP itself
-	server   http.RoundTripper // to the media server; nil: as the gateway has it
+	turn     *iceservers.Servers // nil: there are none
+	facade   *janus.Adapter      // nil: the media server speaks WHIP and WHEP itself
+	server   http.RoundTripper   // to the media server; nil: as the gateway has it
 	state    state
 	file     stateFile
 	known    *catalogue.Catalogue
@@ -123,6 +125,9 @@ func newNode(settings config.Config, around surroundings, logger *slog.Logger) (
 		if *l.to, err = net.Listen("tcp", l.address); err != nil {
 			return nil, fmt.Errorf("open the port for %s: %w", l.what, err)
 		}
+	}
+	if n.turn, err = newTURN(settings.TURN, logger, n.registry); err != nil {
+		return nil, err
 	}
 	target, err := n.openServer()
 	if err != nil {
@@ -202,7 +207,7 @@ func (n *node) openPionSFU() (adapters.Adapter, *url.URL, error) {
 	publish, play := string(s.Adapter.Token), string(s.Adapter.Token)
 	if target == nil {
 		var err error
-		if n.sfu, err = newSFU(s.SFU, n.around.sfu, n.logger, n.registry); err != nil {
+		if n.sfu, err = newSFU(s.SFU, sfuParts{n.around.sfu, n.turn, nil}, n.logger, n.registry); err != nil {
 			return nil, nil, err
 		}
 		if n.listeners.sfu, err = net.Listen("tcp", s.SFU.Listen); err != nil {
@@ -404,6 +409,11 @@ func (n *node) run(ctx context.Context) error {
 		func(ctx context.Context) error { return n.file.follow(ctx, n.state, n.known) },
 	}
 	working := []part{n.relays.Run, n.watchServer, n.watchKnown, n.endSuperseded, n.discover}
+	tests, err := testPublishers(n.settings.TestStreams, n.adapter, n.around.relay, n.logger)
+	if err != nil {
+		return err
+	}
+	working = append(working, tests...)
 	n.logger.Info("running", "gateway", n.listeners.gateway.Addr().String(), "peers", n.listeners.peer.Addr().String(),
 		"admin", n.listeners.admin.Addr().String(), "incarnation", n.state.Incarnation)
 	return runStages(ctx, server, doors, working)
@@ -751,35 +761,4 @@ func runSidecar(ctx context.Context, settings config.Config, logger *slog.Logger
 		return err
 	}
 	return n.run(ctx)
-}
-
-// runSFU is the command "sfu".
-func runSFU(ctx context.Context, settings config.Config, logger *slog.Logger) error {
-	registry := prometheus.NewRegistry()
-	sfu, err := newSFU(settings.SFU, media.Transport{}, logger, registry)
-	if err != nil {
-		return err
-	}
-	listener, err := net.Listen("tcp", settings.SFU.Listen)
-	if err != nil {
-		return fmt.Errorf("open the port for the media server (SIDESTREAM_SFU_LISTEN): %w", err)
-	}
-	defer listener.Close()
-	return runStages(ctx, []part{sfu.Run, serveHTTP(listener, sfu)})
-}
-
-func newSFU(s config.SFU, transport media.Transport, logger *slog.Logger, registerer prometheus.Registerer) (*pionsfu.Server, error) {
-	var advertised []string
-	for _, ip := range s.AdvertisedIPs {
-		advertised = append(advertised, ip.String())
-	}
-	sfu, err := pionsfu.New(pionsfu.Config{
-		UDPAddr: s.MediaListen, AdvertisedIPs: advertised, Transport: transport,
-		PublishToken: string(s.PublishToken), PlayToken: string(s.PlayToken),
-		SimulatedLoss: s.SimulatedLoss, PublisherGrace: s.PublisherGrace, Logger: logger, Registerer: registerer,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make the media server: %w", err)
-	}
-	return sfu, nil
 }

@@ -36,6 +36,10 @@ type Transport struct {
 	UDPMux ice.UDPMux
 	// Ports are the sockets under UDPMux, where they are ours: the connections on them have the short way then.
 	Ports []*Port
+	// TCPMux shares one TCP port likewise; nil: media goes by UDP alone.
+	TCPMux ice.TCPMux
+	// Lite leaves it to the far end to check connectivity (RFC 8445, section 2.5).
+	Lite bool
 	// Net replaces the machine's network; tests put a virtual one here.
 	Net transport.Net
 	// Loopback gathers loopback candidates too.
@@ -58,7 +62,13 @@ func (t Transport) settings() (webrtc.SettingEngine, error) {
 	s.SetDTLSInsecureSkipHelloVerify(true)
 	s.SetICETimeouts(iceDisconnected, iceFailed, iceKeepalive)
 	s.SetICEMulticastDNSMode(ice.MulticastDNSModeDisabled)
-	s.SetNetworkTypes([]webrtc.NetworkType{webrtc.NetworkTypeUDP4, webrtc.NetworkTypeUDP6})
+	networks := []webrtc.NetworkType{webrtc.NetworkTypeUDP4, webrtc.NetworkTypeUDP6}
+	if t.TCPMux != nil {
+		networks = append(networks, webrtc.NetworkTypeTCP4, webrtc.NetworkTypeTCP6)
+		s.SetICETCPMux(t.TCPMux)
+	}
+	s.SetNetworkTypes(networks)
+	s.SetLite(t.Lite)
 	s.SetIncludeLoopbackCandidate(t.Loopback)
 	if t.Filter != nil {
 		s.SetIPFilter(t.Filter)

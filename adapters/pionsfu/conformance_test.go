@@ -1,7 +1,9 @@
 package pionsfu
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,8 +20,72 @@ import (
 	"github.com/sidestream-dev/sidestream/adapters/whip"
 )
 
-// The tests of this file are named after the rows of the conformance checklist for WHIP (RFC 9725) and WHEP servers: S
-// for the endpoints, P for the session addresses.
+// conformance is the checklist for WHIP (RFC 9725) and WHEP servers: S for the endpoints, P for the session addresses, E for the
+// extensions of WHEP.
+var conformance = []struct {
+	row   string
+	tests []func(*testing.T)
+}{
+	{"S1", []func(*testing.T){offerIsPosted}},
+	{"S2", []func(*testing.T){answerAndLocation}},
+	{"S3", []func(*testing.T){wrongContentType, malformedOffer}},
+	{"S4", []func(*testing.T){offeredDirection}},
+	{"S5", []func(*testing.T){allCandidatesInAnswer}},
+	{"S6", []func(*testing.T){entityTag}},
+	{"S7", []func(*testing.T){bundleAndMux}},
+	{"S8", []func(*testing.T){oneAudioAndOneVideo}},
+	{"S9", []func(*testing.T){noPartialAcceptance}},
+	{"S10", []func(*testing.T){setup}},
+	{"S11", []func(*testing.T){fullICE, liteICE}},
+	{"S12", []func(*testing.T){options}},
+	{"S13", []func(*testing.T){getAndHead}},
+	{"S14", []func(*testing.T){neverRedirects, redirectsForLoad}},
+	{"S15", []func(*testing.T){overload}},
+	{"S16", []func(*testing.T){nothingPublished, publishedAlready}},
+	{"S17", []func(*testing.T){iCEServers}},
+	{"S18", []func(*testing.T){iCEServersInOptions}},
+	{"S19", []func(*testing.T){extensions}},
+	{"S20", []func(*testing.T){simulcastRow}},
+	{"S21", []func(*testing.T){bearerTokens, statusNeedsSomeToken, judgeElsewhere}},
+	{"S22", []func(*testing.T){unknownPage}},
+	{"S23", []func(*testing.T){sessionAddressesCannotBeGuessed, ratePerAddress}},
+	{"S24", []func(*testing.T){counterOffer, counterOfferRefused}},
+	{"P1", []func(*testing.T){patchContentType}},
+	{"P2", []func(*testing.T){ifMatch, laxETags}},
+	{"P3", []func(*testing.T){trickle, trickledCandidatesConnect}},
+	{"P4", []func(*testing.T){restartICE}},
+	{"P5", []func(*testing.T){restartRefused}},
+	{"P6", []func(*testing.T){restartAndTrickle}},
+	{"P7", []func(*testing.T){deleteEnds}},
+	{"P8", []func(*testing.T){deadSessionIsGone, lostSessionIsGone}},
+	{"P9", []func(*testing.T){sessionMethods}},
+	{"P10", []func(*testing.T){deleteTellsTheTruth}},
+	{"E1", []func(*testing.T){subscriptions, eventStream}},
+	{"E2", []func(*testing.T){reconnectOnDrain}},
+	{"E3", []func(*testing.T){viewerCount}},
+	{"E4", []func(*testing.T){layersTold}},
+	{"E5", []func(*testing.T){layerSelection}},
+}
+
+func TestConformance(t *testing.T) {
+	covered := make(map[string]bool)
+	for _, c := range conformance {
+		covered[c.row] = len(c.tests) > 0
+		t.Run(c.row, func(t *testing.T) {
+			t.Parallel()
+			for _, test := range c.tests {
+				test(t)
+			}
+		})
+	}
+	for kind, n := range map[string]int{"S": 24, "P": 10, "E": 5} {
+		for i := range n {
+			if row := fmt.Sprint(kind, i+1); !covered[row] {
+				t.Errorf("row %s has no test", row)
+			}
+		}
+	}
+}
 
 // publishOffer and playOffer are what a pion client sends. Nobody is there to connect.
 func publishOffer(t testing.TB) string { return makeOffer(t, webrtc.RTPTransceiverDirectionSendonly) }
@@ -132,7 +198,7 @@ func (a answered) location(t testing.TB) string {
 	return u.Path
 }
 
-func TestS1OfferIsPosted(t *testing.T) {
+func offerIsPosted(t *testing.T) {
 	s := run(t, Config{})
 	for _, kind := range []string{"application/sdp", "application/sdp; charset=utf-8", "Application/SDP"} {
 		a := s.do(t, http.MethodPost, "/whip/s1", publishOffer(t), "Content-Type", kind)
@@ -141,7 +207,7 @@ func TestS1OfferIsPosted(t *testing.T) {
 	}
 }
 
-func TestS2AnswerAndLocation(t *testing.T) {
+func answerAndLocation(t *testing.T) {
 	s := run(t, Config{})
 	a := s.publish(t, "s2")
 	if kind := a.Header.Get("Content-Type"); kind != "application/sdp" {
@@ -161,7 +227,7 @@ func TestS2AnswerAndLocation(t *testing.T) {
 	}
 }
 
-func TestS3WrongContentType(t *testing.T) {
+func wrongContentType(t *testing.T) {
 	s := run(t, Config{})
 	for _, path := range []string{"/whip/s3", "/whep/s3"} {
 		for _, kind := range []string{"", "application/json", "text/plain", "application/sdpx"} {
@@ -170,7 +236,7 @@ func TestS3WrongContentType(t *testing.T) {
 	}
 }
 
-func TestS3MalformedOffer(t *testing.T) {
+func malformedOffer(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	candidate := "a=candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host\r\n"
@@ -201,7 +267,7 @@ func TestS3MalformedOffer(t *testing.T) {
 	}
 }
 
-func TestS4Direction(t *testing.T) {
+func offeredDirection(t *testing.T) {
 	s := run(t, Config{})
 	publish := publishOffer(t)
 	for _, direction := range []string{"sendonly", "sendrecv"} {
@@ -229,7 +295,7 @@ func TestS4Direction(t *testing.T) {
 	}
 }
 
-func TestS5AllCandidatesInAnswer(t *testing.T) {
+func allCandidatesInAnswer(t *testing.T) {
 	s := run(t, Config{AdvertisedIPs: []string{"203.0.113.7"}})
 	a := s.publish(t, "s5")
 	port := s.UDPAddrs()[0].Port()
@@ -247,7 +313,7 @@ func TestS5AllCandidatesInAnswer(t *testing.T) {
 	}
 }
 
-func TestS6ETag(t *testing.T) {
+func entityTag(t *testing.T) {
 	s := run(t, Config{})
 	one, two := s.publish(t, "one").Header.Get("ETag"), s.publish(t, "two").Header.Get("ETag")
 	if !regexp.MustCompile(`^"[!#-~]+"$`).MatchString(one) || one == two {
@@ -255,7 +321,7 @@ func TestS6ETag(t *testing.T) {
 	}
 }
 
-func TestS7BundleAndMux(t *testing.T) {
+func bundleAndMux(t *testing.T) {
 	s := run(t, Config{})
 	a := s.publish(t, "s7")
 	for attribute, n := range map[string]int{
@@ -270,7 +336,7 @@ func TestS7BundleAndMux(t *testing.T) {
 	s.post(t, "/whip/x", strings.ReplaceAll(offer, "BUNDLE 0 1", "BUNDLE 0")).want(t, http.StatusUnprocessableEntity)
 }
 
-func TestS8OneAudioAndOneVideo(t *testing.T) {
+func oneAudioAndOneVideo(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	head, video, _ := strings.Cut(offer, "m=video")
@@ -292,7 +358,7 @@ func TestS8OneAudioAndOneVideo(t *testing.T) {
 	}
 }
 
-func TestS9NoPartialAcceptance(t *testing.T) {
+func noPartialAcceptance(t *testing.T) {
 	s := run(t, Config{})
 	names := regexp.MustCompile(`a=rtpmap:(\d+) (VP8|VP9|H264|AV1|H265|rtx)/`)
 	a := s.post(t, "/whip/s9", names.ReplaceAllString(publishOffer(t), "a=rtpmap:$1 MYSTERY/"))
@@ -303,7 +369,7 @@ func TestS9NoPartialAcceptance(t *testing.T) {
 	s.publish(t, "s9") // nothing was kept of the name
 }
 
-func TestS10Setup(t *testing.T) {
+func setup(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	for offered, answer := range map[string]string{"actpass": "passive", "active": "passive", "passive": "active"} {
@@ -317,14 +383,14 @@ func TestS10Setup(t *testing.T) {
 	s.post(t, "/whip/x", held).want(t, http.StatusUnprocessableEntity)
 }
 
-func TestS11FullICE(t *testing.T) {
+func fullICE(t *testing.T) {
 	s := run(t, Config{})
 	if a := s.publish(t, "s11"); strings.Contains(a.body, "ice-lite") {
 		t.Errorf("the answer says ice-lite:\n%s", a.body)
 	}
 }
 
-func TestS12Options(t *testing.T) {
+func options(t *testing.T) {
 	s := run(t, Config{PublishToken: "publish", PlayToken: "play"})
 	for _, path := range []string{"/whip/s12", "/whep/s12", "/session/none"} {
 		a := s.do(t, http.MethodOptions, path, "", "Origin", "https://page.example", "Access-Control-Request-Method", "POST")
@@ -359,7 +425,7 @@ func TestS12Options(t *testing.T) {
 	}
 }
 
-func TestS13GetAndHead(t *testing.T) {
+func getAndHead(t *testing.T) {
 	s := run(t, Config{})
 	for _, path := range []string{"/whip/s13", "/whep/s13"} {
 		a := s.do(t, http.MethodGet, path, "")
@@ -384,7 +450,7 @@ func TestS13GetAndHead(t *testing.T) {
 	}
 }
 
-func TestS14NeverRedirects(t *testing.T) {
+func neverRedirects(t *testing.T) {
 	s := run(t, Config{})
 	for _, path := range []string{"/whip/a//b", "/whip/./a", "/whip/a/../b", "/whip/a/", "//whip/a", "/whip"} {
 		if a := s.post(t, path, publishOffer(t)); a.StatusCode/100 == 3 {
@@ -393,7 +459,7 @@ func TestS14NeverRedirects(t *testing.T) {
 	}
 }
 
-func TestS15Overload(t *testing.T) {
+func overload(t *testing.T) {
 	s := run(t, Config{MaxSessions: 2})
 	s.publish(t, "one")
 	s.publish(t, "two")
@@ -408,7 +474,7 @@ func TestS15Overload(t *testing.T) {
 	s.do(t, http.MethodGet, "/api/streams", "").want(t, http.StatusServiceUnavailable)
 }
 
-func TestS16NothingPublished(t *testing.T) {
+func nothingPublished(t *testing.T) {
 	s := run(t, Config{})
 	a := s.post(t, "/whep/s16", playOffer(t))
 	a.want(t, http.StatusConflict)
@@ -417,7 +483,7 @@ func TestS16NothingPublished(t *testing.T) {
 	}
 }
 
-func TestS16PublishedAlready(t *testing.T) {
+func publishedAlready(t *testing.T) {
 	s := run(t, Config{})
 	first := s.publish(t, "s16")
 	a := s.post(t, "/whip/s16", publishOffer(t))
@@ -429,12 +495,14 @@ func TestS16PublishedAlready(t *testing.T) {
 	s.publish(t, "s16")
 }
 
-var turn = []webrtc.ICEServer{
+func turn(context.Context) []webrtc.ICEServer { return turnServers }
+
+var turnServers = []webrtc.ICEServer{
 	{URLs: []string{"stun:stun.example:3478"}},
 	{URLs: []string{"turn:turn.example:3478?transport=udp"}, Username: "u", Credential: `p"w,`},
 }
 
-func TestS17ICEServers(t *testing.T) {
+func iCEServers(t *testing.T) {
 	s := run(t, Config{ICEServers: turn, PublishToken: "publish"})
 	a := s.post(t, "/whip/s17", publishOffer(t), "Authorization", "Bearer publish")
 	a.want(t, http.StatusCreated)
@@ -447,7 +515,7 @@ func TestS17ICEServers(t *testing.T) {
 	}
 }
 
-func TestS18ICEServersInOptions(t *testing.T) {
+func iCEServersInOptions(t *testing.T) {
 	s := run(t, Config{ICEServers: turn, PublishToken: "publish"})
 	for name, test := range map[string]struct {
 		header []string
@@ -466,8 +534,8 @@ func TestS18ICEServersInOptions(t *testing.T) {
 	}
 }
 
-// S24 (counter-offers) is not offered: nothing of it may be promised. The extensions of WHEP (S19) are promised to viewers only.
-func TestS19Extensions(t *testing.T) {
+// The extensions of WHEP are promised to viewers only.
+func extensions(t *testing.T) {
 	s := run(t, Config{})
 	if links := s.publish(t, "s19").Header.Values("Link"); len(links) != 0 {
 		t.Errorf("links of a publisher: %q", links)
@@ -479,7 +547,7 @@ func TestS19Extensions(t *testing.T) {
 	a = s.post(t, "/whep/s19%20live", playOffer(t))
 	a.want(t, http.StatusCreated)
 	want := []string{
-		"<" + a.location(t) + `/events>; rel="` + whip.RelEvents + `"; events="active,inactive,layers,viewercount"`,
+		"<" + a.location(t) + `/events>; rel="` + whip.RelEvents + `"; events="active,inactive,layers,reconnect,viewercount"`,
 		"<" + a.location(t) + `/layer>; rel="` + whip.RelLayer + `"`,
 	}
 	if got := a.Header.Values("Link"); !slices.Equal(got, want) {
@@ -487,7 +555,7 @@ func TestS19Extensions(t *testing.T) {
 	}
 }
 
-func TestS20Simulcast(t *testing.T) {
+func simulcastRow(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	with := func(lines string) string { return strings.Replace(offer, "a=mid:1", "a=mid:1\r\n"+lines, 1) }
@@ -513,7 +581,7 @@ func TestS20Simulcast(t *testing.T) {
 	s.post(t, "/whip/x", with(many)).want(t, http.StatusUnprocessableEntity)
 }
 
-func TestS21BearerTokens(t *testing.T) {
+func bearerTokens(t *testing.T) {
 	s := run(t, Config{PublishToken: "publish", PlayToken: "play", APIToken: "api"})
 	session := s.publish(t, "s21", "Authorization", "Bearer publish").location(t)
 	for _, test := range []struct{ method, path, right, wrong string }{
@@ -551,7 +619,7 @@ func TestS21BearerTokens(t *testing.T) {
 	s.do(t, http.MethodDelete, "/session/none", "", "Authorization", "Bearer play").want(t, http.StatusNotFound)
 }
 
-func TestS21StatusNeedsSomeToken(t *testing.T) {
+func statusNeedsSomeToken(t *testing.T) {
 	s := run(t, Config{PublishToken: "publish"})
 	s.do(t, http.MethodGet, "/api/streams", "").want(t, http.StatusUnauthorized)
 	s.do(t, http.MethodGet, "/api/streams", "", "Authorization", "Bearer publish").want(t, http.StatusOK)
@@ -559,12 +627,12 @@ func TestS21StatusNeedsSomeToken(t *testing.T) {
 }
 
 // S22 (problem+json) is checked for every error of these tests by answered.want.
-func TestS22UnknownPage(t *testing.T) {
+func unknownPage(t *testing.T) {
 	run(t, Config{}).do(t, http.MethodGet, "/nothing", "").want(t, http.StatusNotFound)
 }
 
 // S23: that HTTPS is used is for the one who serves the handler to see to.
-func TestS23SessionAddressesCannotBeGuessed(t *testing.T) {
+func sessionAddressesCannotBeGuessed(t *testing.T) {
 	s := run(t, Config{})
 	seen := make(map[string]bool)
 	for _, name := range []string{"a", "b", "c", "d", "e"} {
@@ -592,7 +660,7 @@ func fragment(offer string, candidates ...string) string {
 	return string(f.Marshal())
 }
 
-func TestP1PatchContentType(t *testing.T) {
+func patchContentType(t *testing.T) {
 	s := run(t, Config{})
 	a := s.publish(t, "p1")
 	for _, kind := range []string{"", "application/json", "application/sdp"} {
@@ -607,7 +675,7 @@ func TestP1PatchContentType(t *testing.T) {
 	s.do(t, http.MethodGet, a.location(t), "").want(t, http.StatusNoContent)
 }
 
-func TestP2IfMatch(t *testing.T) {
+func ifMatch(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	a := s.post(t, "/whip/p2", offer)
@@ -617,7 +685,7 @@ func TestP2IfMatch(t *testing.T) {
 	s.patch(t, a.location(t), fragment(offer), "If-Match", a.Header.Get("ETag")).want(t, http.StatusNoContent)
 }
 
-func TestP3Trickle(t *testing.T) {
+func trickle(t *testing.T) {
 	s := run(t, Config{})
 	offer := publishOffer(t)
 	a := s.post(t, "/whip/p3", offer)
@@ -637,7 +705,7 @@ func TestP3Trickle(t *testing.T) {
 }
 
 // A client whose offer has no candidates connects by those that it trickles.
-func TestP3TrickledCandidatesConnect(t *testing.T) {
+func trickledCandidatesConnect(t *testing.T) {
 	s := run(t, Config{})
 	pc, err := media.Transport{Loopback: true}.NewPeerConnection(webrtc.Configuration{})
 	if err != nil {
@@ -686,19 +754,7 @@ func TestP3TrickledCandidatesConnect(t *testing.T) {
 	}
 }
 
-func TestP5P6RestartIsRefusedAndKeepsTheSession(t *testing.T) {
-	s := run(t, Config{})
-	h := s.clients(t)
-	publisher := h.Publish(t, "p5")
-	publisher.WaitConnected()
-	path, other := publisher.Session.Location().Path, publishOffer(t)
-	for _, match := range []string{"*", `"*"`, publisher.Session.ETag()} {
-		s.patch(t, path, fragment(other), "If-Match", match).want(t, http.StatusUnprocessableEntity)
-	}
-	h.Play(t, "p5").WaitFrames(5)
-}
-
-func TestP7Delete(t *testing.T) {
+func deleteEnds(t *testing.T) {
 	s := run(t, Config{})
 	h := s.clients(t)
 	publisher := h.Publish(t, "p7")
@@ -719,7 +775,7 @@ func TestP7Delete(t *testing.T) {
 	s.post(t, "/whep/p7", playOffer(t)).want(t, http.StatusConflict)
 }
 
-func TestP8DeadSessionIsGone(t *testing.T) {
+func deadSessionIsGone(t *testing.T) {
 	s := run(t, Config{ConnectTimeout: 50 * time.Millisecond})
 	path := s.publish(t, "p8").location(t)
 	s.wait(t, "the session that never connects to end", func(r *registry) bool { return len(r.sessions) == 0 })
@@ -727,7 +783,7 @@ func TestP8DeadSessionIsGone(t *testing.T) {
 	s.publish(t, "p8")
 }
 
-func TestP9SessionMethods(t *testing.T) {
+func sessionMethods(t *testing.T) {
 	s := run(t, Config{})
 	path := s.publish(t, "p9").location(t)
 	a := s.do(t, http.MethodGet, path, "")
@@ -745,7 +801,7 @@ func TestP9SessionMethods(t *testing.T) {
 }
 
 // P10: a DELETE is answered when the session has ended, and only by the server that had it.
-func TestP10DeleteTellsTheTruth(t *testing.T) {
+func deleteTellsTheTruth(t *testing.T) {
 	s, other := run(t, Config{}), run(t, Config{})
 	a := s.publish(t, "p10")
 	other.do(t, http.MethodDelete, a.location(t), "").want(t, http.StatusNotFound)

@@ -24,7 +24,7 @@ const (
 )
 
 // events are what a viewer can subscribe to (draft-ietf-wish-whep, "Server Sent Events extension").
-var events = []string{whip.EventActive, whip.EventInactive, whip.EventLayers, whip.EventViewerCount}
+var events = []string{whip.EventActive, whip.EventInactive, whip.EventLayers, whip.EventReconnect, whip.EventViewerCount}
 
 // addExtensions promises a viewer's session the extensions of WHEP, each by a Link.
 func (s *Server) addExtensions(h http.Header, session *session) {
@@ -51,17 +51,17 @@ func (s *Server) serveExtension(w http.ResponseWriter, r *http.Request, id, belo
 		if !subscribed {
 			w.Header().Set("Accept-Post", contentJSON)
 		}
-		s.serveOptions(w, r, methods, false, scopePlay)
+		s.serveOptions(w, r, methods, nil)
 		return
 	}
 	if !slices.Contains(strings.Split(methods, ", "), r.Method) {
 		notAllowed(w, methods)
 		return
 	}
-	if !s.admit(w, r, scopePlay) {
+	session, err := s.registry.session(id)
+	if !s.admit(w, r, s.sessionClaim(session, r)) {
 		return
 	}
-	session, err := s.registry.session(id)
 	switch {
 	case err != nil:
 	case session.viewer == nil, below != pathLayer && below != pathEvents && !subscribed:
@@ -71,7 +71,7 @@ func (s *Server) serveExtension(w http.ResponseWriter, r *http.Request, id, belo
 	case subscribed:
 		err = s.stream(w, r, session, subscription)
 	case below == pathLayer:
-		err = session.selectLayer(w, r)
+		err = s.selectLayer(w, r, session)
 	default:
 		err = s.subscribe(w, r, session)
 	}
@@ -81,8 +81,8 @@ func (s *Server) serveExtension(w http.ResponseWriter, r *http.Request, id, belo
 }
 
 // decode reads a small JSON body.
-func decode(w http.ResponseWriter, r *http.Request, into any) error {
-	body, err := readBody(w, r, contentJSON)
+func (s *Server) decode(w http.ResponseWriter, r *http.Request, into any) error {
+	body, err := s.readBody(w, r, contentJSON)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func decode(w http.ResponseWriter, r *http.Request, into any) error {
 // subscribe makes a stream of events, to be read at the address of the 201.
 func (s *Server) subscribe(w http.ResponseWriter, r *http.Request, session *session) error {
 	var wanted []string
-	if err := decode(w, r, &wanted); err != nil {
+	if err := s.decode(w, r, &wanted); err != nil {
 		return err
 	}
 	for _, name := range wanted {
@@ -175,7 +175,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, session *session
 	if !write(":\n\n") { // what an event stream may begin with, so that the client sees that it is there
 		return nil
 	}
-	news := news{server: s, session: session, wanted: wanted, active: true}
+	news := news{server: s, session: session, wanted: wanted}
+	defer session.watching(wanted, s.registry)()
 	tick := time.NewTicker(eventInterval)
 	defer tick.Stop()
 	heard := time.Now()
@@ -190,7 +191,12 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, session *session
 				return nil
 			}
 		}
+		var leaving <-chan struct{}
+		if !news.leaving {
+			leaving = s.leaving()
+		}
 		select {
+		case <-leaving:
 		case <-tick.C:
 			if _, ok := session.subscription(id); !ok {
 				return nil
@@ -212,6 +218,7 @@ type news struct {
 	active  bool // a viewer takes it so that the stream flows
 	layers  whip.Layers
 	viewers int
+	leaving bool // it was told to go elsewhere
 	server  *Server
 }
 
@@ -226,6 +233,10 @@ func (n *news) since(now time.Time) string {
 			return // cannot be: these are numbers and names
 		}
 		fmt.Fprintf(&text, "event: %s\ndata: %s\n\n", event, raw)
+	}
+	if !n.leaving && n.server.drained() {
+		n.leaving = true
+		tell(whip.EventReconnect, n.server.elsewhere(n.session.stream))
 	}
 	source := n.session.viewer.source
 	active := slices.ContainsFunc(source.feeds, func(f *feed) bool {
@@ -287,12 +298,12 @@ func differ(told, now whip.Layers) bool {
 }
 
 // selectLayer lets a viewer say which layer it wants, or leave that to the server.
-func (s *session) selectLayer(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) selectLayer(w http.ResponseWriter, r *http.Request, session *session) error {
 	var wish whip.Selection
-	if err := decode(w, r, &wish); err != nil {
+	if err := s.decode(w, r, &wish); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(s.viewer.lanes, func(l *lane) bool {
+	i := slices.IndexFunc(session.viewer.lanes, func(l *lane) bool {
 		return len(l.feed.layers) > 1 && (wish.MediaID == "" || wish.MediaID == l.mid)
 	})
 	name := wish.Name()
@@ -305,10 +316,10 @@ func (s *session) selectLayer(w http.ResponseWriter, r *http.Request) error {
 			"The media section has one encoding, or is not of this session.",
 		}
 	case name == "":
-		s.viewer.lanes[i].choice.Store(nil)
-	case !slices.ContainsFunc(s.viewer.lanes[i].feed.layers, func(l *layer) bool { return l.rid == name }):
+		session.viewer.lanes[i].choice.Store(nil)
+	case !slices.ContainsFunc(session.viewer.lanes[i].feed.layers, func(l *layer) bool { return l.rid == name }):
 		var names []string
-		for _, l := range s.viewer.lanes[i].feed.layers {
+		for _, l := range session.viewer.lanes[i].feed.layers {
 			names = append(names, l.rid)
 		}
 		return &refusal{
@@ -316,7 +327,7 @@ func (s *session) selectLayer(w http.ResponseWriter, r *http.Request) error {
 			fmt.Sprintf("%q is none of %s.", short(name), strings.Join(names, ", ")),
 		}
 	default:
-		s.viewer.lanes[i].choice.Store(&name)
+		session.viewer.lanes[i].choice.Store(&name)
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil

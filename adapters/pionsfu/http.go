@@ -1,14 +1,15 @@
 package pionsfu
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/pion/webrtc/v4"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
@@ -20,6 +21,7 @@ const (
 	pathPlay    = "/whep/"
 	pathSession = "/session/"
 	pathStreams = "/api/streams"
+	pathConfig  = "/api/pc-config"
 	pathReady   = "/readyz"
 
 	contentSDP      = "application/sdp"
@@ -28,6 +30,14 @@ const (
 	bodyTimeout   = 10 * time.Second
 	deleteTimeout = 5 * time.Second
 	retrySeconds  = "1"
+
+	// smallBody is what an offer hardly ever exceeds; only so many bodies at once may be larger, so that those who send some slowly
+	// take no memory.
+	smallBody   = 16 << 10
+	largeBodies = 32
+
+	// preferCounter is what a player sends in Prefer (RFC 7240) that takes an offer of the server's where its own will not do.
+	preferCounter = "counter-offer"
 )
 
 // ServeHTTP implements http.Handler. Paths are matched here and not by an http.ServeMux, which redirects paths that are
@@ -35,6 +45,14 @@ const (
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.allowOrigin(w.Header())
 	path := r.URL.Path
+	if r.ContentLength != 0 {
+		// Also for those that are refused unread: net/http reads on before it answers. Where the connection cannot be told (a test's
+		// recorder), nobody is slow either.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	}
+	if s.tooSoon(w, r) {
+		return
+	}
 	if name, ok := strings.CutPrefix(path, pathPublish); ok {
 		s.serveEndpoint(w, r, adapters.StreamID(name), true)
 	} else if name, ok := strings.CutPrefix(path, pathPlay); ok {
@@ -43,6 +61,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveSession(w, r, id)
 	} else if path == pathStreams {
 		s.serveStreams(w, r)
+	} else if path == pathConfig {
+		s.serveConfig(w, r)
 	} else if path == pathReady {
 		s.serveReady(w, r)
 	} else {
@@ -62,30 +82,73 @@ func (s *Server) allowOrigin(h http.Header) {
 
 // serveOptions answers OPTIONS: a preflight needs no authorisation and tells nothing else; otherwise it also says what
 // may be posted or patched, and who may use the endpoint learns the ICE servers (RFC 9725, section 4.6).
-func (s *Server) serveOptions(w http.ResponseWriter, r *http.Request, methods string, servers bool, want scope) {
+func (s *Server) serveOptions(w http.ResponseWriter, r *http.Request, methods string, servers *claim) {
 	h := w.Header()
 	h.Set("Allow", methods)
 	if r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
 		h.Set("Access-Control-Allow-Methods", methods)
-		h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, If-Match")
+		h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, If-Match, Prefer")
 		h.Set("Access-Control-Max-Age", "3600")
-	} else if servers && s.access.judge(r.Header.Get("Authorization"), want) == allowed {
-		s.addLinks(h)
+	} else if servers != nil && s.config.ICEServers != nil && s.access.check(r.Context(), tokenOf(r), *servers) == nil {
+		s.addLinks(r.Context(), h)
 	}
 	w.WriteHeader(http.StatusOK)
 }
 
-func (s *Server) addLinks(h http.Header) {
-	for _, link := range s.links {
-		h.Add("Link", link) // a line for each: RFC 9725, section 4.6
+// addLinks adds the ICE servers, a line for each (RFC 9725, section 4.6).
+func (s *Server) addLinks(ctx context.Context, h http.Header) {
+	if s.config.ICEServers == nil {
+		return
+	}
+	for _, server := range s.config.ICEServers(ctx) {
+		for _, link := range whip.FormatICEServerLink(server) {
+			h.Add("Link", link)
+		}
 	}
 }
 
-func iceServerLinks(servers []webrtc.ICEServer) (links []string) {
-	for _, server := range servers {
-		links = append(links, whip.FormatICEServerLink(server)...)
+// serveConfig tells the ICE servers in the form of an RTCConfiguration, for clients that cannot read Link.
+func (s *Server) serveConfig(w http.ResponseWriter, r *http.Request) {
+	const methods = "OPTIONS, GET, HEAD"
+	c := claim{scope: scopePlay, stream: adapters.StreamID(r.URL.Query().Get("stream"))}
+	if s.access.judge(tokenOf(r), scopePublish) == allowed || r.URL.Query().Has("publish") {
+		c.scope = scopePublish
 	}
-	return links
+	switch r.Method {
+	case http.MethodOptions:
+		s.serveOptions(w, r, methods, nil)
+		return
+	case http.MethodGet, http.MethodHead:
+	default:
+		notAllowed(w, methods)
+		return
+	}
+	if s.access.authorize != nil && c.stream.Validate() != nil && s.access.judge(tokenOf(r), c.scope) != allowed {
+		s.refuse(w, &refusal{
+			http.StatusBadRequest, "stream_name", "Stream is missing",
+			"Say in the query for which stream it is: ?stream=NAME, and &publish where it is to be published.",
+		})
+		return
+	}
+	if !s.admit(w, r, c) {
+		return
+	}
+	type iceServer struct {
+		URLs       []string `json:"urls"`
+		Username   string   `json:"username,omitempty"`
+		Credential any      `json:"credential,omitempty"`
+	}
+	answer := struct {
+		ICEServers []iceServer `json:"iceServers"`
+	}{[]iceServer{}}
+	if s.config.ICEServers != nil {
+		for _, server := range s.config.ICEServers(r.Context()) {
+			answer.ICEServers = append(answer.ICEServers, iceServer{server.URLs, server.Username, server.Credential})
+		}
+	}
+	w.Header().Set("Content-Type", contentJSON)
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(answer) // an error here is a caller that has gone
 }
 
 func notAllowed(w http.ResponseWriter, methods string) {
@@ -100,7 +163,8 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		s.logger.Error("request failed", "error", err)
 		why = &refusal{http.StatusInternalServerError, "internal", "", "The server could not do this; its log says more."}
 	}
-	if why.status == http.StatusConflict || why.status == http.StatusServiceUnavailable {
+	if retry := w.Header().Get("Retry-After") == ""; retry &&
+		(why.status == http.StatusConflict || why.status == http.StatusServiceUnavailable || why.status == http.StatusTooManyRequests) {
 		w.Header().Set("Retry-After", retrySeconds)
 	}
 	s.refused.WithLabelValues(why.reason).Inc()
@@ -110,13 +174,13 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 // serveEndpoint is a stream's WHIP or WHEP endpoint.
 func (s *Server) serveEndpoint(w http.ResponseWriter, r *http.Request, stream adapters.StreamID, publish bool) {
 	const methods = "OPTIONS, GET, HEAD, POST"
-	want := scopePlay
+	want := claim{scope: scopePlay, stream: stream}
 	if publish {
-		want = scopePublish
+		want.scope = scopePublish
 	}
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Accept-Post", contentSDP)
-		s.serveOptions(w, r, methods, true, want)
+		s.serveOptions(w, r, methods, &want)
 		return
 	}
 	switch r.Method {
@@ -136,7 +200,9 @@ func (s *Server) serveEndpoint(w http.ResponseWriter, r *http.Request, stream ad
 	}
 	switch {
 	case r.Method == http.MethodPost:
-		if err := s.open(w, r, stream, publish); err != nil && r.Context().Err() == nil {
+		err := s.open(w, r, stream, publish)
+		// net/http also takes the end of a body that came too slowly for that of the client.
+		if _, said := errors.AsType[*refusal](err); err != nil && (said || r.Context().Err() == nil) {
 			s.refuse(w, err)
 		}
 	case r.Method == http.MethodHead && !publish:
@@ -147,20 +213,34 @@ func (s *Server) serveEndpoint(w http.ResponseWriter, r *http.Request, stream ad
 	}
 }
 
-// readBody reads a bounded body of the content type, and does not wait for ever.
-func readBody(w http.ResponseWriter, r *http.Request, contentType string) ([]byte, error) {
-	given, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	if !strings.EqualFold(strings.TrimSpace(given), contentType) {
+// readBody reads a bounded body of the content type, until the deadline that ServeHTTP has set.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, contentType string) (_ []byte, err error) {
+	defer func() {
+		until := time.Time{}
+		if err != nil {
+			w.Header().Set("Connection", "close") // else what is left of the body would be waited for
+			until = time.Now()
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(until)
+	}()
+	if !isType(r, contentType) {
 		return nil, &refusal{
 			http.StatusUnsupportedMediaType, "content_type", "", "The body must be " + contentType + ", and Content-Type say so.",
 		}
 	}
-	// Where the connection cannot be told (a test's recorder), nobody is slow either.
-	controller := http.NewResponseController(w)
-	if controller.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
-		defer controller.SetReadDeadline(time.Time{}) //nolint:errcheck // it could be set a moment ago
+	limited := http.MaxBytesReader(w, r.Body, maxBody)
+	body, err := io.ReadAll(io.LimitReader(limited, smallBody))
+	if err == nil && len(body) == smallBody {
+		select {
+		case s.large <- struct{}{}:
+			defer func() { <-s.large }()
+		default:
+			return nil, &refusal{http.StatusServiceUnavailable, "busy", "Too many large bodies", "Try again in a moment."}
+		}
+		var rest []byte
+		rest, err = io.ReadAll(limited)
+		body = append(body, rest...)
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -175,21 +255,31 @@ func readBody(w http.ResponseWriter, r *http.Request, contentType string) ([]byt
 	return body, nil
 }
 
-// open makes a session of an offer and answers 201.
+func isType(r *http.Request, contentType string) bool {
+	given, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	return strings.EqualFold(strings.TrimSpace(given), contentType)
+}
+
+// open makes a session of an offer and answers 201, or another way where that cannot be.
 func (s *Server) open(w http.ResponseWriter, r *http.Request, stream adapters.StreamID, publish bool) error {
-	body, err := readBody(w, r, contentSDP)
+	body, err := s.readBody(w, r, contentSDP)
 	if err != nil {
 		return err
 	}
 	offer, err := checkOffer(body, publish)
-	if err != nil {
+	counter := !publish && wantsCounter(r) && isUnacceptable(err)
+	if err != nil && !counter {
 		return err
 	}
+	relayed := publish && r.URL.RawQuery == markRelay
 	transport, done, err := s.begin()
 	if err != nil {
 		return err
 	}
 	defer done()
+	if !relayed && s.drained() && s.redirect(w, r) {
+		return nil
+	}
 
 	var source *publication
 	if !publish {
@@ -202,36 +292,66 @@ func (s *Server) open(w http.ResponseWriter, r *http.Request, stream adapters.St
 			return err
 		}
 	}
+	if counter {
+		return s.counter(w, r, stream, transport, source)
+	}
 	session, err := s.registry.reserve(stream, publish)
-	if err != nil {
+	switch {
+	case errors.Is(err, errFull) && !relayed && s.redirect(w, r):
+		return nil
+	case err != nil:
 		return err
 	}
-	session.offer, session.relayed = offer, publish && r.URL.RawQuery == markRelay
+	session.offer, session.relayed, session.token = offer, relayed, sha256.Sum256([]byte(tokenOf(r)))
 	answer, err := s.negotiate(r, session, transport, source)
 	if err != nil {
 		s.registry.remove(session)
+		if !publish && wantsCounter(r) && isUnacceptable(err) {
+			return s.counter(w, r, stream, transport, source)
+		}
 		return err
 	}
+	return s.answer(w, r, session, http.StatusCreated, contentSDP, answer)
+}
+
+// answer hands a session over to Run, and its address and description to the client.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, session *session, status int, contentType, description string) error {
 	if err := s.launch(session); err != nil {
 		s.registry.remove(session)
 		return errors.Join(err, session.pc.GracefulClose())
 	}
-
 	h := w.Header()
-	h.Set("Content-Type", contentSDP)
+	h.Set("Content-Type", contentType)
 	h.Set("Location", s.publicURL+pathSession+session.id)
 	h.Set("ETag", session.etag)
 	h.Set("Accept-Patch", contentFragment)
 	h.Set("Cache-Control", "no-store")
-	s.addLinks(h)
-	if !publish {
+	s.addLinks(r.Context(), h)
+	if !session.publish {
 		s.addExtensions(h, session)
 	}
-	w.WriteHeader(http.StatusCreated)
-	if _, err := io.WriteString(w, answer); err != nil {
+	w.WriteHeader(status)
+	if _, err := io.WriteString(w, description); err != nil {
 		session.deleted.fire() // nobody knows of it
 	}
 	return nil
+}
+
+// redirect sends a client to another server by 307, where there is one and the client has not been sent before (RFC 9725,
+// section 4.5), and says whether it did.
+func (s *Server) redirect(w http.ResponseWriter, r *http.Request) bool {
+	if s.overflow == nil || r.URL.Query().Has(markRedirected) {
+		return false
+	}
+	to := s.overflow.JoinPath(r.URL.EscapedPath())
+	q := r.URL.Query()
+	q.Set(markRedirected, "")
+	to.RawQuery = q.Encode()
+	w.Header().Set("Location", to.String())
+	w.Header().Set("Cache-Control", "no-store")
+	s.refused.WithLabelValues("redirected").Inc()
+	w.WriteHeader(http.StatusTemporaryRedirect)
+	return true
 }
 
 // negotiate answers the session's offer; source is what a viewer's session plays.
@@ -257,7 +377,7 @@ func (s *Server) serveSession(w http.ResponseWriter, r *http.Request, id string)
 	switch r.Method {
 	case http.MethodOptions:
 		w.Header().Set("Accept-Patch", contentFragment)
-		s.serveOptions(w, r, methods, false, scopePlay)
+		s.serveOptions(w, r, methods, nil)
 		return
 	case http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodDelete:
 	default:
@@ -265,7 +385,7 @@ func (s *Server) serveSession(w http.ResponseWriter, r *http.Request, id string)
 		return
 	}
 	session, err := s.registry.session(id)
-	if !s.admit(w, r, s.sessionScope(session, r)) {
+	if !s.admit(w, r, s.sessionClaim(session, r)) {
 		return
 	}
 	if err != nil {
@@ -283,72 +403,6 @@ func (s *Server) serveSession(w http.ResponseWriter, r *http.Request, id string)
 	if err != nil {
 		s.refuse(w, err)
 	}
-}
-
-// sessionScope is what a session's address asks for. Of one that does not exist only those may learn that who could have
-// had one.
-func (s *Server) sessionScope(session *session, r *http.Request) scope {
-	switch {
-	case session != nil && session.publish:
-		return scopePublish
-	case session != nil:
-		return scopePlay
-	case s.access.judge(r.Header.Get("Authorization"), scopePublish) == allowed:
-		return scopePublish
-	default:
-		return scopePlay
-	}
-}
-
-// patch takes candidates (RFC 9725, section 4.3.2).
-func (s *Server) patch(w http.ResponseWriter, r *http.Request, session *session) error {
-	body, err := readBody(w, r, contentFragment)
-	if err != nil {
-		return err
-	}
-	match := strings.TrimSpace(r.Header.Get("If-Match"))
-	if match == "" {
-		return &refusal{
-			http.StatusPreconditionRequired, "if_match", "", "Send If-Match with the ETag of the 201; RFC 9725, section 4.3.1.",
-		}
-	}
-	// The drafts print the asterisk in quotes, and clients send it so.
-	restart := match == "*" || match == `"*"`
-	if !restart && match != session.etag {
-		return &refusal{
-			http.StatusPreconditionFailed, "if_match", "", "If-Match is of another ICE session; use the latest ETag.",
-		}
-	}
-	fragment, err := whip.ParseFragment(body)
-	if err != nil {
-		return &refusal{
-			http.StatusBadRequest, "malformed", "Malformed fragment",
-			"Send an SDP fragment of RFC 8840: " + err.Error() + ".",
-		}
-	}
-	candidates := fragment.Candidates
-	for _, m := range fragment.Media {
-		// Only the section that the bundle goes by counts (RFC 9725, section 4.3.2).
-		if m.MID == "" || m.MID == session.offer.mids[0] {
-			candidates = append(candidates, m.Candidates...)
-		}
-	}
-	if len(candidates) > maxCandidates {
-		return &refusal{
-			http.StatusBadRequest, "malformed", "Too many candidates", "One PATCH may bring " + strconv.Itoa(maxCandidates) + ".",
-		}
-	}
-	ufrag, pwd := fragment.Credentials()
-	if restart || ufrag != "" && ufrag != session.offer.ufrag || pwd != "" && pwd != session.offer.pwd {
-		// RFC 9725, section 4.3.3: the session stays as it is.
-		return &refusal{
-			http.StatusUnprocessableEntity, "restart", "ICE cannot be restarted",
-			"The session goes on as before; if its network is gone, DELETE it and POST anew.",
-		}
-	}
-	session.trickle(candidates)
-	w.WriteHeader(http.StatusNoContent)
-	return nil
 }
 
 // delete ends a session and answers when nothing of it is left.

@@ -194,8 +194,7 @@ func (l *layered) until(player *rawPlayer, rid string) {
 }
 
 // A viewer gets the best layer, another one when it says so, and the next below while its own does not flow.
-func TestSimulcast(t *testing.T) {
-	t.Parallel()
+func layerSelection(t *testing.T) {
 	s := run(t, Config{})
 	p := s.simulcast(t, "simulcast", "l", "m", "h")
 	player := s.playRaw(t, "simulcast", webrtc.RTPCodecTypeVideo)
@@ -238,8 +237,7 @@ func TestSimulcast(t *testing.T) {
 }
 
 // A viewer hears of layers and of how many watch, and of a publisher that falls silent and comes back.
-func TestEvents(t *testing.T) {
-	t.Parallel()
+func layersTold(t *testing.T) {
 	s := run(t, Config{})
 	p := s.simulcast(t, "simulcast", "l", "h")
 	player := s.playRaw(t, "simulcast", webrtc.RTPCodecTypeVideo)
@@ -293,7 +291,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-func TestEventsRefused(t *testing.T) {
+func subscriptions(t *testing.T) {
 	s := run(t, Config{PlayToken: "play"})
 	publisher := s.publishRaw(t, "stream", video(webrtc.MimeTypeVP8, ""))
 	defer publisher.keepSending(t, keyFrames[webrtc.MimeTypeVP8])()

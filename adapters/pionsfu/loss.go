@@ -34,22 +34,22 @@ func (s *Server) serveLoss(w http.ResponseWriter, r *http.Request, id string) {
 	const methods = "OPTIONS, GET, HEAD, PUT, PATCH"
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Accept-Patch", contentJSON)
-		s.serveOptions(w, r, methods, false, scopePlay)
+		s.serveOptions(w, r, methods, nil)
 		return
 	}
 	if !slices.Contains(strings.Split(methods, ", "), r.Method) {
 		notAllowed(w, methods)
 		return
 	}
-	if !s.admit(w, r, scopePlay) {
+	session, err := s.registry.session(id)
+	if !s.admit(w, r, s.sessionClaim(session, r)) {
 		return
 	}
-	session, err := s.registry.session(id)
 	if err == nil && (session.viewer == nil || !s.config.SimulatedLoss) {
 		err = errNoSession
 	}
 	if err == nil && (r.Method == http.MethodPut || r.Method == http.MethodPatch) {
-		err = session.simulate(w, r)
+		err = s.simulate(w, r, session)
 	}
 	if err != nil {
 		s.refuse(w, err)
@@ -62,9 +62,9 @@ func (s *Server) serveLoss(w http.ResponseWriter, r *http.Request, id string) {
 }
 
 // simulate takes a new loss.
-func (s *session) simulate(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) simulate(w http.ResponseWriter, r *http.Request, session *session) error {
 	var wanted simulation
-	if err := decode(w, r, &wanted); err != nil {
+	if err := s.decode(w, r, &wanted); err != nil {
 		return err
 	}
 	if wanted.Loss == nil || *wanted.Loss < 0 || *wanted.Loss > maxLoss {
@@ -73,6 +73,6 @@ func (s *session) simulate(w http.ResponseWriter, r *http.Request) error {
 			fmt.Sprintf(`Send {"loss": n}, n being per cent from 0 to %d.`, maxLoss),
 		}
 	}
-	s.conn.SetLoss(*wanted.Loss / 100)
+	session.conn.SetLoss(*wanted.Loss / 100)
 	return nil
 }

@@ -494,8 +494,7 @@ func TestLossIsRepaired(t *testing.T) {
 }
 
 // A publisher without a network is gone within seconds, and so is a viewer.
-func TestVanished(t *testing.T) {
-	t.Parallel()
+func lostSessionIsGone(t *testing.T) {
 	s := run(t, Config{})
 	h := s.clients(t)
 	cut, socket := s.cuttableClients(t)
@@ -506,7 +505,9 @@ func TestVanished(t *testing.T) {
 	cutViewer, viewerSocket := s.cuttableClients(t)
 	other := h.Publish(t, "stays")
 	other.WaitConnected()
-	cutViewer.Play(t, "stays").WaitFrames(1)
+	lost := cutViewer.Play(t, "stays")
+	lost.WaitFrames(1)
+	s.do(t, http.MethodGet, lost.Session.Location().Path, "").want(t, http.StatusNoContent)
 
 	begun := time.Now()
 	socket.cut.Store(true)
@@ -519,6 +520,8 @@ func TestVanished(t *testing.T) {
 	if took > 10*time.Second {
 		t.Errorf("it took %s", took)
 	}
+	s.do(t, http.MethodGet, lost.Session.Location().Path, "").want(t, http.StatusNotFound)
+	s.do(t, http.MethodGet, publisher.Session.Location().Path, "").want(t, http.StatusNotFound)
 	player.WaitEnded()
 	h.Publish(t, "vanish").WaitConnected() // the name is free
 }

@@ -362,8 +362,7 @@ func (o *offer) checkTransport() error {
 	first := o.desc.MediaDescriptions[0]
 	o.ufrag, _ = first.Attribute("ice-ufrag")
 	o.pwd, _ = first.Attribute("ice-pwd")
-	if len(o.ufrag) < 4 || len(o.ufrag) > maxCredential || len(o.pwd) < 22 || len(o.pwd) > maxCredential ||
-		strings.ContainsAny(o.ufrag+o.pwd, " \t") {
+	if !usableCredentials(o.ufrag, o.pwd) {
 		return malformed("It lacks a usable a=ice-ufrag or a=ice-pwd (RFC 8839, section 5.4).")
 	}
 	fingerprint, _ := first.Attribute("fingerprint")
@@ -399,6 +398,12 @@ func (o *offer) checkTransport() error {
 			sdp.Attribute{Key: "fingerprint", Value: fingerprint}, sdp.Attribute{Key: "setup", Value: setup})
 	}
 	return nil
+}
+
+// usableCredentials are such as RFC 8839, section 5.4, asks for.
+func usableCredentials(ufrag, pwd string) bool {
+	return len(ufrag) >= 4 && len(ufrag) <= maxCredential && len(pwd) >= 22 && len(pwd) <= maxCredential &&
+		!strings.ContainsAny(ufrag+pwd, " \t")
 }
 
 func checkFingerprint(value string) error {

@@ -4,11 +4,12 @@
 //
 //	POST   /whip/{stream}   publish (RFC 9725)
 //	POST   /whep/{stream}   play (draft-ietf-wish-whep)
-//	PATCH, DELETE /session/{id}   trickle, end; the address is the Location of the 201
+//	PATCH, DELETE /session/{id}   trickle, restart ICE, end; the address is the Location of the 201
 //	POST   /session/{id}/events   subscribe to what happens (WHEP's server-sent events)
 //	POST   /session/{id}/layer    choose a layer of simulcast (WHEP's layer selection)
 //	GET, PUT, PATCH /session/{id}/loss   throw away some of the packets to a viewer, where the settings let it
 //	GET    /api/streams     what is published; with "Accept: application/x-ndjson" a line at every change
+//	GET    /api/pc-config   the ICE servers, for clients that cannot read Link
 //	GET    /readyz          204 while Run runs
 package pionsfu
 
@@ -33,7 +34,9 @@ import (
 	"github.com/pion/webrtc/v4"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
+	"github.com/sidestream-dev/sidestream/adapters/pace"
 )
 
 // Defaults of Config.
@@ -61,14 +64,34 @@ type Config struct {
 	// to the server. Set it where several servers share one host name and sessions must come back to this one, and where
 	// the handler is mounted below a path.
 	PublicURL string
-	// ICEServers are made known to clients by Link header fields (RFC 9725, section 4.6).
-	ICEServers []webrtc.ICEServer
+	// ICEServers yields what is made known to a client by Link header fields (RFC 9725, section 4.6), and at /api/pc-config. It may
+	// take a second. nil: none.
+	ICEServers func(context.Context) []webrtc.ICEServer
+	// OverflowURL is the base URL of another server: clients are sent there by 307 while this one is full or about to leave.
+	OverflowURL string
 
 	// Bearer tokens. An empty PublishToken lets everybody publish, an empty PlayToken lets everybody play. The status API
 	// takes APIToken; where that is empty PublishToken, or else PlayToken, and it is open only where all three are empty.
 	PublishToken, PlayToken, APIToken string
+	// Authorize judges all other tokens of publishers and viewers, "" being none. Its error is an *adapters.DeniedError, or says why
+	// it cannot judge now. With it nothing is open; the status API takes the tokens above alone. nil: those above are all.
+	Authorize func(ctx context.Context, token string, want adapters.Request) error
+	// RatePerAddress bounds how many POSTs, PATCHes and DELETEs one IPv4 address or IPv6 /64 may send in a minute, and at once. 0:
+	// no bound. TrustedProxies are those whose X-Forwarded-For is believed.
+	RatePerAddress int
+	TrustedProxies []netip.Prefix
 	// AllowOrigin is the web origin that may call from a browser (CORS). Empty means all.
 	AllowOrigin string
+
+	// LaxETags takes PATCHes without, or with another than the right, If-Match: many clients know no better.
+	LaxETags bool
+	// ICELite leaves it to clients to check connectivity. It is for servers that everybody reaches directly, without TURN.
+	ICELite bool
+	// TCPAddr is a further address for media, over TCP (RFC 6544), for clients that have no UDP. Empty: none.
+	TCPAddr string
+	// STUNServer is asked, as host:port, when Run begins, at which address each UDP port is seen from outside; that is advertised,
+	// too. Empty: nobody is asked.
+	STUNServer string
 
 	// SimulatedLoss lets each viewer's client have a part of the packets to it thrown away, to see what loss does.
 	SimulatedLoss bool
@@ -90,11 +113,14 @@ type Config struct {
 type Server struct {
 	config       Config
 	publicURL    string // without a slash at the end
-	links        []string
-	advertised   []netip.Addr
+	overflow     *url.URL
+	advertised   []advertised // not changed any more when Run has begun
 	access       access
 	logger       *slog.Logger
+	pace         *pace.Pace
+	large        chan struct{} // holds who reads a large body
 	sockets      []*media.Port // nil where Config.Transport brings its own
+	tcp          net.Listener  // nil: none
 	certificates []webrtc.Certificate
 	registry     *registry
 	refused      *prometheus.CounterVec
@@ -105,6 +131,7 @@ type Server struct {
 
 	mu        sync.Mutex // held where one of the two is closed
 	transport media.Transport
+	drain     chan struct{}  // closed while the server is about to leave
 	inFlight  sync.WaitGroup // requests that may make a session
 }
 
@@ -131,6 +158,7 @@ func New(c Config) (*Server, error) {
 	s := &Server{
 		config: c, publicURL: strings.TrimRight(c.PublicURL, "/"), access: newAccess(c), logger: c.Logger,
 		registry: newRegistry(c.MaxSessions, c.MaxHalfOpen),
+		pace:     pace.New(c.RatePerAddress), large: make(chan struct{}, largeBodies), drain: make(chan struct{}),
 		launched: make(chan *session), started: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if u, err := url.Parse(c.PublicURL); err != nil || c.PublicURL != "" && (u.Scheme == "" || u.Host == "") {
@@ -141,9 +169,15 @@ func New(c Config) (*Server, error) {
 		if err != nil {
 			return nil, fmt.Errorf("advertised address: %w", err)
 		}
-		s.advertised = append(s.advertised, ip)
+		s.advertised = append(s.advertised, advertised{addr: ip.Unmap()})
 	}
-	s.links = iceServerLinks(c.ICEServers)
+	if c.OverflowURL != "" {
+		u, err := url.Parse(c.OverflowURL)
+		if err != nil || u.Scheme == "" || u.Host == "" {
+			return nil, fmt.Errorf("overflow URL %q: must be like https://host", c.OverflowURL)
+		}
+		s.overflow = u
+	}
 
 	// One certificate for the life of the process: making one for each connection costs more than the handshake's own
 	// signature.
@@ -165,6 +199,14 @@ func New(c Config) (*Server, error) {
 			return nil, fmt.Errorf("listen for media on %s: %w", c.UDPAddr, err)
 		}
 	}
+	if c.TCPAddr != "" {
+		if s.tcp, err = net.Listen("tcp", c.TCPAddr); err != nil {
+			for _, socket := range s.sockets {
+				_ = socket.Close()
+			}
+			return nil, fmt.Errorf("listen for media on TCP %s: %w", c.TCPAddr, err)
+		}
+	}
 	return s, nil
 }
 
@@ -177,6 +219,14 @@ func (s *Server) UDPAddrs() []netip.AddrPort {
 	return addrs
 }
 
+// TCPAddr is the address on which media is received over TCP; nil where it is not.
+func (s *Server) TCPAddr() net.Addr {
+	if s.tcp == nil {
+		return nil
+	}
+	return s.tcp.Addr()
+}
+
 // Run serves until ctx ends, then ends every session, waits for them, closes the sockets and returns ctx's error. It can
 // be called once.
 func (s *Server) Run(ctx context.Context) error {
@@ -185,15 +235,24 @@ func (s *Server) Run(ctx context.Context) error {
 	if transport.Logger == nil {
 		transport.Logger = s.logger
 	}
-	s.mu.Lock()
 	if isClosed(s.started) {
-		s.mu.Unlock()
 		return errors.New("run pionsfu: has been run before")
 	}
+	s.askSTUN(ctx)
+	s.mu.Lock()
 	if s.sockets != nil {
 		mux := newMux(s.sockets)
 		defer mux.Close() //nolint:errcheck // after the last session there is nobody to tell
 		transport.UDPMux, transport.Ports, transport.Loopback = mux, s.sockets, true
+	}
+	transport.Lite = s.config.ICELite
+	if s.tcp != nil {
+		mux := newTCPMux(s.tcp)
+		defer mux.Close() //nolint:errcheck // likewise
+		transport.TCPMux = mux
+		if transport.Filter == nil {
+			transport.Filter = s.listensAt
+		}
 	}
 	s.transport = transport
 	close(s.started)
@@ -258,4 +317,25 @@ func newMux(ports []*media.Port) ice.UDPMux {
 		muxes = append(muxes, ice.NewUDPMuxDefault(ice.UDPMuxParams{UDPConn: port, Logger: silent}))
 	}
 	return ice.NewMultiUDPMuxDefault(muxes...)
+}
+
+const (
+	tcpReadBuffer  = 64 // packets of one connection
+	tcpWriteBuffer = 4 << 20
+	tcpFirst       = 10 * time.Second // for the first packet, which tells the session
+)
+
+// newTCPMux shares a TCP port among all connections.
+func newTCPMux(l net.Listener) ice.TCPMux {
+	silent := (&logging.DefaultLoggerFactory{Writer: io.Discard}).NewLogger("ice")
+	return ice.NewTCPMuxDefault(ice.TCPMuxParams{
+		Listener: l, Logger: silent, ReadBufferSize: tcpReadBuffer, WriteBufferSize: tcpWriteBuffer,
+		FirstStunBindTimeout: tcpFirst,
+	})
+}
+
+// listensAt says whether the server can be reached by TCP at one of the machine's addresses.
+func (s *Server) listensAt(ip net.IP) bool {
+	at := s.tcp.Addr().(*net.TCPAddr).IP
+	return at.IsUnspecified() || at.Equal(ip)
 }

@@ -3,13 +3,11 @@ package pionsfu
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,8 +28,8 @@ const (
 
 // session is one publisher or one viewer, from its POST to its end.
 type session struct {
-	id      string // the last element of its address: a secret of 130 bits
-	etag    string // names the ICE session (RFC 9725, section 4.3.1)
+	id      string            // the last element of its address: a secret of 130 bits
+	token   [sha256.Size]byte // with which it was opened, hashed
 	stream  adapters.StreamID
 	publish bool
 	relayed bool // a sidecar publishes it
@@ -41,7 +39,9 @@ type session struct {
 	conn        *media.Conn
 	pc          *webrtc.PeerConnection
 	offer       *offer
+	countered   bool // the server has offered
 
+	answered latch         // of one that is countered: the client's answer is there
 	up       latch         // the connection is there for the first time
 	lost     latch         // the connection is gone for good
 	deleted  latch         // the client, or the adapter, wants the end
@@ -49,8 +49,14 @@ type session struct {
 	removed  chan struct{} // closed when the registry has forgotten the session
 	freed    chan struct{} // closed when nothing of it is left
 
+	patching sync.Mutex // held while the ICE session is changed by a PATCH
+	settled  time.Time  // likewise; when all restarts of ICE have been made up for
+
 	mu       sync.Mutex
+	etag     string // names the ICE session (RFC 9725, section 4.3.1)
+	remote   iceSession
 	trickled int
+	movable  int                 // streams of events by which it hears that it is to go elsewhere
 	events   map[string][]string // subscriptions of a viewer: the events wanted, by id
 
 	doubt atomic.Bool // nothing has been heard from the client for some seconds
@@ -68,12 +74,14 @@ type latch struct {
 	c    chan struct{}
 }
 
+func newETag() string { return strconv.Quote(rand.Text()) }
+
 func (l *latch) fire() { l.once.Do(func() { close(l.c) }) }
 
 func newSession(id string, stream adapters.StreamID, publish bool) *session {
 	return &session{
-		id: id, etag: strconv.Quote(rand.Text()), stream: stream, publish: publish,
-		up: latch{c: make(chan struct{})}, lost: latch{c: make(chan struct{})}, deleted: latch{c: make(chan struct{})},
+		id: id, etag: newETag(), stream: stream, publish: publish,
+		answered: latch{c: make(chan struct{})}, up: latch{c: make(chan struct{})}, lost: latch{c: make(chan struct{})}, deleted: latch{c: make(chan struct{})},
 		replaced: make(chan struct{}), removed: make(chan struct{}), freed: make(chan struct{}),
 	}
 }
@@ -83,6 +91,7 @@ func newSession(id string, stream adapters.StreamID, publish bool) *session {
 func (s *session) negotiate(
 	ctx context.Context, server *Server, prepare func(*webrtc.PeerConnection) error,
 ) (string, error) {
+	s.remote = s.offer.ice()
 	offered, err := s.offer.marshal()
 	if err != nil {
 		return "", malformed("It cannot be written back as SDP: %s", err)
@@ -95,7 +104,7 @@ func (s *session) negotiate(
 	pc.OnConnectionStateChange(s.stateChanged)
 	answer, err := s.answer(ctx, offered, prepare)
 	if err == nil {
-		answer, err = finishAnswer(answer, s.publish, server.advertised)
+		answer, err = finishAnswer(answer, s.publish, server.advertised, server.config.ICELite)
 	}
 	if err != nil {
 		return "", errors.Join(err, pc.GracefulClose())
@@ -123,7 +132,11 @@ func (s *session) answer(
 	if err := s.pc.SetLocalDescription(answer); err != nil {
 		return "", fmt.Errorf("set answer: %w", err)
 	}
-	// All candidates go into the answer; the server never trickles (RFC 9725, section 4.3.2).
+	return s.described(ctx, gathered)
+}
+
+// described is the own description with all candidates in it; the server never trickles (RFC 9725, section 4.3.2).
+func (s *session) described(ctx context.Context, gathered <-chan struct{}) (string, error) {
 	timer := time.NewTimer(gatherTimeout)
 	defer timer.Stop()
 	select {
@@ -207,8 +220,15 @@ func (s *Server) follow(ctx context.Context, session *session, logger *slog.Logg
 	}
 	patience := time.NewTimer(s.config.ConnectTimeout)
 	defer patience.Stop()
+	answered := session.answered.c
+	if session.countered {
+		patience.Reset(counterTime)
+	}
 	for up := session.up.c; ; {
 		select {
+		case <-answered:
+			answered = nil
+			patience.Reset(s.config.ConnectTimeout)
 		case <-up:
 			if !s.registry.connect(session) {
 				return errDeleted
@@ -293,10 +313,13 @@ func (s *session) traffic() (t traffic) {
 
 // finishAnswer makes pion's answer what the RFCs ask for. It refuses a publisher's offer of which a section found no
 // codec: half a publication is none (RFC 9725, section 4.4.3).
-func finishAnswer(answer string, publish bool, advertised []netip.Addr) (string, error) {
+func finishAnswer(answer string, publish bool, advertised []advertised, lite bool) (string, error) {
 	var desc sdp.SessionDescription
 	if err := desc.UnmarshalString(answer); err != nil {
 		return "", fmt.Errorf("read own answer: %w", err)
+	}
+	if _, has := desc.Attribute("ice-lite"); lite && !has {
+		desc.Attributes = append(desc.Attributes, sdp.Attribute{Key: "ice-lite"})
 	}
 	for i, m := range desc.MediaDescriptions {
 		if m.MediaName.Port.Value == 0 {
@@ -311,44 +334,4 @@ func finishAnswer(answer string, publish bool, advertised []netip.Addr) (string,
 	}
 	raw, err := desc.Marshal()
 	return string(raw), err
-}
-
-// finishCandidates drops the candidates of RTCP, which has no port of its own, and puts the advertised addresses before
-// the others: each with every port that there is a candidate of its family for.
-func finishCandidates(attributes []sdp.Attribute, advertised []netip.Addr) []sdp.Attribute {
-	var kept, added []sdp.Attribute
-	at := -1
-	for _, a := range attributes {
-		if a.Key != "candidate" {
-			kept = append(kept, a)
-			continue
-		}
-		// foundation component transport priority address port typ host ... (RFC 8839, section 5.1)
-		fields := strings.Fields(a.Value)
-		if len(fields) < 8 || fields[1] != "1" {
-			continue
-		}
-		if at < 0 {
-			at = len(kept)
-		}
-		kept = append(kept, a)
-		own, err := netip.ParseAddr(fields[4])
-		if err != nil || fields[7] != "host" {
-			continue
-		}
-		for i, ip := range advertised {
-			if ip.Is4() != own.Is4() {
-				continue
-			}
-			public := slices.Clone(fields)
-			public[0], public[4] = "advertised"+strconv.Itoa(i), ip.String()
-			if extra := (sdp.Attribute{Key: "candidate", Value: strings.Join(public, " ")}); !slices.Contains(added, extra) {
-				added = append(added, extra)
-			}
-		}
-	}
-	if at < 0 {
-		return kept
-	}
-	return slices.Insert(kept, at, added...)
 }

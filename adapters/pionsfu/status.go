@@ -82,14 +82,14 @@ func (s *Server) serveStreams(w http.ResponseWriter, r *http.Request) {
 	const methods = "OPTIONS, GET, HEAD"
 	switch r.Method {
 	case http.MethodOptions:
-		s.serveOptions(w, r, methods, false, scopeAPI)
+		s.serveOptions(w, r, methods, nil)
 		return
 	case http.MethodGet, http.MethodHead:
 	default:
 		notAllowed(w, methods)
 		return
 	}
-	if !s.admit(w, r, scopeAPI) {
+	if !s.admit(w, r, claim{scope: scopeAPI}) {
 		return
 	}
 	if !s.ready() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -96,40 +97,16 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 			unmatched = append(unmatched, fmt.Sprintf("its %s is %s", f.kind, codec.MimeType))
 			continue
 		}
-		preferred := []webrtc.RTPCodecParameters{taken}
-		for _, c := range among {
-			if strings.EqualFold(c.MimeType, webrtc.MimeTypeRTX) && c.SDPFmtpLine == fmt.Sprintf("apt=%d", taken.PayloadType) {
-				preferred = append(preferred, c)
-			}
-		}
-		if err := t.SetCodecPreferences(preferred); err != nil {
+		if err := t.SetCodecPreferences(withRepair(taken, among)); err != nil {
 			return fmt.Errorf("prefer %s: %w", taken.MimeType, err)
 		}
-		l := newLane(f, codec)
+		l := v.addLane(f, codec, taken.RTPCodecCapability)
 		l.mid = t.Mid()
-		options := media.SenderOptions{
-			Congestion: v.source.layered(),
-			Kind:       f.kind, Codec: taken.RTPCodecCapability, ID: f.kind.String(), StreamID: "sidestream",
-			Extensions: l.layer.extensions(), OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
-		}
-		if len(f.layers) == 1 {
-			options.History = l.layer.history // else what goes out is no layer's, and kept for this viewer alone
-		}
-		l.sender = v.session.conn.NewSender(options)
-		l.out = l.sender
-		l.path = pathTo{v.session.conn, l.sender}
 		if _, err := pc.AddTrack(l.sender); err != nil {
 			return fmt.Errorf("add %s: %w", f.kind, err)
 		}
-		v.lanes = append(v.lanes, l)
 	}
-	// Sound goes first: what is little does not wait for what is much.
-	slices.SortStableFunc(v.lanes, func(a, b *lane) int { return cmp.Compare(a.feed.kind, b.feed.kind) })
-	for _, l := range v.lanes {
-		if v.lanes[0].feed.kind == webrtc.RTPCodecTypeAudio {
-			l.ladder.sound = soundRoom
-		}
-	}
+	v.order()
 	if len(v.lanes) == 0 || len(unmatched) > 0 {
 		if len(unmatched) == 0 {
 			unmatched = []string{"it has no track of the kind that is offered"}
@@ -148,6 +125,72 @@ func (v *viewer) choose(pc *webrtc.PeerConnection) error {
 		}
 	}
 	return nil
+}
+
+// propose adds a sender for each feed, with the codec that carries it.
+func (v *viewer) propose(pc *webrtc.PeerConnection) error {
+	for _, f := range v.source.feeds {
+		codec := f.codec.Load()
+		l := v.addLane(f, codec, codec.RTPCodecCapability)
+		t, err := pc.AddTransceiverFromTrack(l.sender, webrtc.RTPTransceiverInit{Direction: webrtc.RTPTransceiverDirectionSendonly})
+		if err != nil {
+			return fmt.Errorf("add %s: %w", f.kind, err)
+		}
+		among := t.Sender().GetParameters().Codecs
+		taken, ok := media.MatchCodec(codec.RTPCodecCapability, among)
+		if !ok {
+			return fmt.Errorf("offer %s: there is no payload type for it", codec.MimeType)
+		}
+		if err := t.SetCodecPreferences(withRepair(taken, among)); err != nil {
+			return fmt.Errorf("prefer %s: %w", taken.MimeType, err)
+		}
+	}
+	// The sections are numbered as the feeds are.
+	for i, l := range v.lanes {
+		l.mid = strconv.Itoa(i)
+	}
+	v.order()
+	return nil
+}
+
+// withRepair is a codec, and what repairs it.
+func withRepair(taken webrtc.RTPCodecParameters, among []webrtc.RTPCodecParameters) []webrtc.RTPCodecParameters {
+	preferred := []webrtc.RTPCodecParameters{taken}
+	for _, c := range among {
+		if strings.EqualFold(c.MimeType, webrtc.MimeTypeRTX) && c.SDPFmtpLine == fmt.Sprintf("apt=%d", taken.PayloadType) {
+			preferred = append(preferred, c)
+		}
+	}
+	return preferred
+}
+
+// addLane makes the lane of a feed, and its sender.
+func (v *viewer) addLane(f *feed, codec *webrtc.RTPCodecParameters, taken webrtc.RTPCodecCapability) *lane {
+	l := newLane(f, codec)
+	options := media.SenderOptions{
+		Congestion: v.source.layered(),
+		Kind:       f.kind, Codec: taken, ID: f.kind.String(), StreamID: "sidestream",
+		Extensions: l.layer.extensions(), OnKeyFrameRequest: func() { l.asked.Load().RequestKeyFrame() },
+	}
+	if len(f.layers) == 1 {
+		options.History = l.layer.history // else what goes out is no layer's, and kept for this viewer alone
+	}
+	l.sender = v.session.conn.NewSender(options)
+	l.out = l.sender
+	l.path = pathTo{v.session.conn, l.sender}
+	v.lanes = append(v.lanes, l)
+	return l
+}
+
+// order puts the lanes as they go out.
+func (v *viewer) order() {
+	// Sound goes first: what is little does not wait for what is much.
+	slices.SortStableFunc(v.lanes, func(a, b *lane) int { return cmp.Compare(a.feed.kind, b.feed.kind) })
+	for _, l := range v.lanes {
+		if v.lanes[0].feed.kind == webrtc.RTPCodecTypeAudio {
+			l.ladder.sound = soundRoom
+		}
+	}
 }
 
 func transceiverOf(pc *webrtc.PeerConnection, kind webrtc.RTPCodecType) *webrtc.RTPTransceiver {

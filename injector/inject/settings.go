@@ -48,7 +48,7 @@ var settable = func() map[string]config.Var {
 	for _, v := range config.Settings() {
 		name := strings.TrimPrefix(v.Name, config.Prefix)
 		group, _, _ := strings.Cut(name, "_")
-		if !slices.Contains([]string{"ADAPTER", "GATEWAY", "JWT", "TURN", "RELAY", "PUBLISH", "ADMIN", "CONSOLE", "LOG"}, group) ||
+		if !slices.Contains([]string{"ADAPTER", "GATEWAY", "JWT", "TURN", "RELAY", "PUBLISH", "ADMIN", "CONSOLE", "LOG", "TEST"}, group) ||
 			strings.HasSuffix(name, "_LISTEN") || strings.HasSuffix(name, "_FILE") || name == "ADAPTER_NAME" {
 			continue
 		}

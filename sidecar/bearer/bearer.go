@@ -45,14 +45,6 @@ var (
 	secret = []string{"HS256", "HS384", "HS512"}
 )
 
-// Denied says why a token does not allow what is wanted. The reason is for who showed it.
-type Denied struct {
-	Known  bool // the token is good, and not for this
-	Reason string
-}
-
-func (d *Denied) Error() string { return d.Reason }
-
 // Options say which tokens are good.
 type Options struct {
 	// KeyFile holds the keys: PEM (public keys or certificates), a JWKS document, or a secret of at least 32 characters for
@@ -139,14 +131,14 @@ func (n *names) UnmarshalJSON(text []byte) error {
 	return json.Unmarshal(text, (*[]string)(n))
 }
 
-// Check says whether a token allows to publish or play a stream: nil, a *Denied, or why that cannot be said now. It takes
+// Check says whether a token allows to publish or play a stream: nil, an *adapters.DeniedError, or why that cannot be said now. It takes
 // some seconds at most.
 func (c *Checker) Check(ctx context.Context, token string, want adapters.Request) error {
 	if token == "" {
-		return &Denied{Reason: "Send a token in the field Authorization: Bearer TOKEN."}
+		return &adapters.DeniedError{Reason: "Send a token in the field Authorization: Bearer TOKEN."}
 	}
 	if len(token) > maxToken {
-		return &Denied{Reason: "The token is longer than any that is given out here."}
+		return &adapters.DeniedError{Reason: "The token is longer than any that is given out here."}
 	}
 	keys, err := c.fresh(ctx, false)
 	if err != nil {
@@ -160,14 +152,14 @@ func (c *Checker) Check(ctx context.Context, token string, want adapters.Request
 		said, err = c.parse(token, keys)
 	}
 	if err != nil {
-		return &Denied{Reason: reason(err)}
+		return &adapters.DeniedError{Reason: reason(err)}
 	}
 	list, word := said.Play, "play"
 	if want.Publish {
 		list, word = said.Publish, "publish"
 	}
 	if !catalogue.Names(list).Lists(want.ID) {
-		return &Denied{Known: true, Reason: "The token does not allow to " + word + " this stream; its claim " + word +
+		return &adapters.DeniedError{Known: true, Reason: "The token does not allow to " + word + " this stream; its claim " + word +
 			" must list the stream's name or a pattern of it."}
 	}
 	return nil

@@ -98,7 +98,7 @@ func publicPEM(t *testing.T, keys ...crypto.PublicKey) string {
 
 // outcome is what a check comes to: "", "401", "403" or "503".
 func outcome(err error) string {
-	denied, ok := errors.AsType[*Denied](err)
+	denied, ok := errors.AsType[*adapters.DeniedError](err)
 	switch {
 	case err == nil:
 		return ""

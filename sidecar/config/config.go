@@ -53,6 +53,9 @@ type Config struct {
 	// StateDir keeps what survives a restart of the sidecar: node id, clock, epochs, sessions left behind.
 	StateDir string `env:"STATE_DIR" envDefault:"/var/lib/sidestream"`
 
+	// TestStreams are names under which an endless test picture with sound is published at the media server.
+	TestStreams []string `env:"TEST_STREAMS"`
+
 	Adapter Adapter `envPrefix:"ADAPTER_"`
 	Gateway Gateway `envPrefix:"GATEWAY_"`
 	JWT     JWT     `envPrefix:"JWT_"`
@@ -202,7 +205,8 @@ type Gateway struct {
 	AccessLog Switch `env:"ACCESS_LOG" envDefault:"on"`
 }
 
-// JWT says which tokens publishers and viewers must show to the gateway. Without keys the server alone decides.
+// JWT says which tokens publishers and viewers must show to the gateway, or to the built-in SFU where that runs alone. Without
+// keys the server alone decides.
 type JWT struct {
 	// KeyFile holds public keys (PEM or JWKS), or a secret for HS256; JWKSURL is where a JWKS document is. One of the two.
 	KeyFile string   `env:"KEY_FILE"`
@@ -210,12 +214,14 @@ type JWT struct {
 	// Issuer and Audience are what tokens must say. Empty: anything.
 	Issuer   string `env:"ISSUER"`
 	Audience string `env:"AUDIENCE"`
+	// WebhookURL is asked instead of keys, by a POST for each token.
+	WebhookURL *url.URL `env:"WEBHOOK_URL"`
 	// OpenPaths are the server's other paths that anybody may ask for, such as pages: names, or patterns as of path.Match.
 	OpenPaths []string `env:"OPEN_PATHS"`
 }
 
 // Closed says that not everybody may publish and play.
-func (j JWT) Closed() bool { return j.KeyFile != "" || j.JWKSURL != nil }
+func (j JWT) Closed() bool { return j.KeyFile != "" || j.JWKSURL != nil || j.WebhookURL != nil }
 
 // Console is the web pages that the gateway serves below /sidestream/.
 type Console struct {
@@ -387,13 +393,37 @@ type Admin struct {
 // SFU is the built-in media server, whether it runs in the sidecar or as a container of its own.
 type SFU struct {
 	Listen string `env:"LISTEN" envDefault:":8800"`
-	// MediaListen is the one UDP port for all media.
+	// MediaListen is the one UDP port for all media; TCPListen one more, over TCP, for clients that have no UDP. Empty: none.
 	MediaListen string `env:"MEDIA_LISTEN" envDefault:":8801"`
-	// AdvertisedIPs replace the machine's own addresses in ICE candidates.
+	TCPListen   string `env:"TCP_LISTEN"`
+	// AdvertisedIPs come before the machine's own addresses in ICE candidates. STUNServer is asked for further ones, as host:port.
 	AdvertisedIPs []netip.Addr `env:"ADVERTISED_IPS"`
-	// PublishToken and PlayToken are the bearer tokens that publishers and viewers must show; empty: none.
+	STUNServer    string       `env:"STUN_SERVER"`
+	// ICELite leaves it to clients to check connectivity: for servers that all of them reach directly.
+	ICELite bool `env:"ICE_LITE"`
+	// PublicURL is put before session addresses. Unset: they are relative.
+	PublicURL *url.URL `env:"PUBLIC_URL"`
+	// OverflowURL is that of another server, to which clients are sent while this one is full or about to leave.
+	OverflowURL *url.URL `env:"OVERFLOW_URL"`
+	// PublishToken, PlayToken and APIToken are the bearer tokens that publishers, viewers and readers of the status API must show;
+	// empty: none, and for the API one of the others.
 	PublishToken Secret `env:"PUBLISH_TOKEN"`
 	PlayToken    Secret `env:"PLAY_TOKEN"`
+	APIToken     Secret `env:"API_TOKEN"`
+	// AllowOrigin is the web origin whose pages may publish and play; * is all.
+	AllowOrigin string `env:"ALLOW_ORIGIN" envDefault:"*"`
+	// LaxETags takes PATCHes of clients that do not send the right If-Match.
+	LaxETags bool `env:"LAX_ETAGS"`
+	// MaxSessions bounds publishers and viewers, MaxHalfOpen those of them that have not connected yet, for which ConnectTimeout is
+	// the time.
+	MaxSessions    int           `env:"MAX_SESSIONS" envDefault:"4096"`
+	MaxHalfOpen    int           `env:"MAX_HALF_OPEN" envDefault:"256"`
+	ConnectTimeout time.Duration `env:"CONNECT_TIMEOUT" envDefault:"12s"`
+	// RatePerAddress bounds the POSTs, PATCHes and DELETEs of one address in a minute, where proxies are TrustedProxies; 0: no bound.
+	RatePerAddress int            `env:"RATE_PER_ADDRESS"`
+	TrustedProxies []netip.Prefix `env:"TRUSTED_PROXIES"`
+	// Drain bounds how long the server, alone, waits for viewers to go that it has told to.
+	Drain time.Duration `env:"DRAIN" envDefault:"5s"`
 	// Loopback offers loopback candidates too, for use on one machine.
 	Loopback bool `env:"LOOPBACK"`
 	// PublisherGrace is how long a publication whose publisher is lost waits for one to come back; 0: not at all.

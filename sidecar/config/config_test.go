@@ -32,8 +32,11 @@ func TestDefaults(t *testing.T) {
 		Relay:   Relay{Linger: 15 * time.Second, FanOut: 8, Drain: 20 * time.Second},
 		Publish: Publish{Conflict: Newest, OnSupersede: Keep},
 		Admin:   Admin{Listen: ":18090"},
-		SFU:     SFU{Listen: ":8800", MediaListen: ":8801", PublisherGrace: 5 * time.Second},
-		Log:     Log{Level: slog.LevelInfo, Format: JSON},
+		SFU: SFU{
+			Listen: ":8800", MediaListen: ":8801", PublisherGrace: 5 * time.Second, AllowOrigin: "*", MaxSessions: 4096, MaxHalfOpen: 256,
+			ConnectTimeout: 12 * time.Second, Drain: 5 * time.Second,
+		},
+		Log: Log{Level: slog.LevelInfo, Format: JSON},
 	}
 	if diff := cmp.Diff(want, Default(), compare); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -60,6 +63,7 @@ func full(t *testing.T) Config {
 	}
 	return Config{
 		NodeID: "7b0c", Cluster: "us-west", ClusterCAFile: "/ca.crt", Namespace: "media", PodIP: netip.MustParseAddr("fd00::7"), StateDir: "/state",
+		TestStreams: []string{"demo", "studio/test"},
 		Adapter: Adapter{
 			Name: "generic", URL: parse("http://10.0.0.7:8889/base"), Token: "a=b,c", User: "u", Password: "p q",
 			Publish: Credentials{User: "v", Password: "r", Token: "t"}, Play: Credentials{User: "w", Password: "s", Token: "o"},
@@ -83,6 +87,7 @@ func full(t *testing.T) Config {
 		},
 		JWT: JWT{
 			KeyFile: "/jwt", JWKSURL: parse("https://issuer.example/jwks"), Issuer: "us", Audience: "media", OpenPaths: []string{"/", "/a/*"},
+			WebhookURL: parse("http://auth.example/hook"),
 		},
 		TURN: TURN{
 			URLs: []string{"turn:a:3478?transport=udp", "turns:b:443"}, Username: "tu", Credential: "tc", SecretFile: "/turn",
@@ -105,6 +110,10 @@ func full(t *testing.T) Config {
 		},
 		SFU: SFU{
 			Listen: ":3", MediaListen: ":4", AdvertisedIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+			TCPListen: ":5", STUNServer: "stun.example:3478", ICELite: true, PublicURL: parse("https://sfu.example"),
+			OverflowURL: parse("https://west.example/a"), APIToken: "r", AllowOrigin: "https://a.example", LaxETags: true, MaxSessions: 10,
+			MaxHalfOpen: 5, ConnectTimeout: 2 * time.Second, RatePerAddress: 60,
+			TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Drain: time.Minute,
 			PublishToken: "p", PlayToken: "q", Loopback: true, SimulatedLoss: true, PublisherGrace: time.Second,
 		},
 		Log: Log{Level: slog.LevelWarn, Format: Text},
@@ -114,7 +123,8 @@ func full(t *testing.T) Config {
 func TestRoundTrip(t *testing.T) {
 	c := full(t)
 	valid := c
-	valid.Peer.KeyFile = "" // of the two, one
+	valid.Peer.KeyFile = ""    // of the two, one
+	valid.JWT.WebhookURL = nil // likewise
 	valid.JWT.KeyFile, valid.TURN.SecretFile, valid.Adapter.Generic.Seen = "", "", false
 	valid.Adapter.Janus = Janus{} // of the makes, one
 	valid.Adapter.User, valid.Adapter.Password = "", ""
@@ -271,6 +281,19 @@ func TestValidate(t *testing.T) {
 		"console, places":  {func(c *Config) { c.Console.Places = []Place{{"a", 91, 0}} }, []string{"SIDESTREAM_CONSOLE_PLACES"}},
 		"console, proxy":   {func(c *Config) { c.Console.ProxyHeader = "X-User" }, []string{"SIDESTREAM_GATEWAY_TRUSTED_PROXIES"}},
 		"SFU grace":        {func(c *Config) { c.SFU.PublisherGrace = -1 }, []string{"SIDESTREAM_SFU_PUBLISHER_GRACE"}},
+		"SFU": {
+			func(c *Config) {
+				c.SFU.TCPListen, c.SFU.STUNServer, c.SFU.AllowOrigin, c.SFU.MaxHalfOpen = "x", "stun", "example.org", 5000
+				c.SFU.PublicURL, c.SFU.OverflowURL = &url.URL{Host: "a"}, &url.URL{Scheme: "https", Host: "a", RawQuery: "q"}
+				c.SFU.ConnectTimeout, c.SFU.RatePerAddress, c.SFU.APIToken, c.SFU.Drain = 0, -1, "a b", -1
+			},
+			[]string{
+				"SFU_TCP_LISTEN", "SFU_STUN_SERVER", "SFU_PUBLIC_URL", "SFU_OVERFLOW_URL", "SFU_ALLOW_ORIGIN", "SFU_MAX_SESSIONS",
+				"SFU_CONNECT_TIMEOUT", "SFU_DRAIN", "SFU_RATE_PER_ADDRESS", "SFU_API_TOKEN",
+			},
+		},
+		"test streams":     {func(c *Config) { c.TestStreams = []string{"a*"} }, []string{"SIDESTREAM_TEST_STREAMS"}},
+		"webhook and keys": {func(c *Config) { c.JWT.WebhookURL, c.JWT.KeyFile = &url.URL{Scheme: "http", Host: "a"}, "/k" }, []string{"together with keys"}},
 		"SFU addresses":    {func(c *Config) { c.SFU.AdvertisedIPs = []netip.Addr{{}} }, []string{"SIDESTREAM_SFU_ADVERTISED_IPS"}},
 		"gateway": {
 			func(c *Config) {

@@ -54,6 +54,7 @@ func (c Config) Validate() error {
 			c.StateDir)
 	}
 
+	f.testStreams(c.TestStreams)
 	if !plainName.MatchString(c.Adapter.Name) {
 		f.add("SIDESTREAM_ADAPTER_NAME is %q: name the media server, such as pionsfu or mediamtx", c.Adapter.Name)
 	}
@@ -171,11 +172,25 @@ func (c Config) Validate() error {
 	return errors.Join(f...)
 }
 
-// Validate reports what keeps the built-in SFU from running alone with these settings.
-func (s SFU) Validate() error {
+// ValidateSFU reports what keeps the built-in SFU from running alone with these settings.
+func (c Config) ValidateSFU() error {
 	var f faults
-	f.sfu(s)
+	f.sfu(c.SFU)
+	f.jwt(c.JWT)
+	f.turn(c.TURN)
+	f.testStreams(c.TestStreams)
 	return errors.Join(f...)
+}
+
+func (f *faults) testStreams(names []string) {
+	for _, name := range names {
+		if name == "" || strings.ContainsAny(name, "*?[") {
+			f.add("SIDESTREAM_TEST_STREAMS holds %q: write names of streams, commas between them", name)
+		}
+	}
+	if n := len(names); n > 16 {
+		f.add("SIDESTREAM_TEST_STREAMS holds %d names: list at most 16", n)
+	}
 }
 
 // faults gathers what is wrong.
@@ -191,6 +206,32 @@ func (f *faults) sfu(s SFU) {
 			f.add("SIDESTREAM_SFU_ADVERTISED_IPS holds %s: give addresses at which viewers reach the media port", a)
 		}
 	}
+	if s.TCPListen != "" {
+		f.listen("SIDESTREAM_SFU_TCP_LISTEN", s.TCPListen)
+	}
+	if host, port, err := net.SplitHostPort(s.STUNServer); s.STUNServer != "" && (err != nil || !hostName(host) || port == "") {
+		f.add("SIDESTREAM_SFU_STUN_SERVER is %q: write host and port, such as stun.example.org:3478", s.STUNServer)
+	}
+	for _, u := range []struct {
+		name string
+		*url.URL
+	}{{"PUBLIC_URL", s.PublicURL}, {"OVERFLOW_URL", s.OverflowURL}} {
+		f.url("SIDESTREAM_SFU_"+u.name, u.URL, "a URL by which clients reach a server, such as https://west.example.org")
+		if u.URL != nil && (u.RawQuery != "" || u.Fragment != "") {
+			f.add("SIDESTREAM_SFU_%s has a query or fragment: paths are put behind it, leave them away", u.name)
+		}
+	}
+	f.origin("SIDESTREAM_SFU_ALLOW_ORIGIN", s.AllowOrigin, s.AllowOrigin == "*")
+	if s.MaxSessions < 1 || s.MaxSessions > 1<<20 || s.MaxHalfOpen < 1 || s.MaxHalfOpen > s.MaxSessions {
+		f.add("SIDESTREAM_SFU_MAX_SESSIONS and _MAX_HALF_OPEN are %d and %d: allow at least one of each, and no more half open than there "+
+			"may be", s.MaxSessions, s.MaxHalfOpen)
+	}
+	f.duration("SIDESTREAM_SFU_CONNECT_TIMEOUT", s.ConnectTimeout, time.Second, time.Minute)
+	f.duration("SIDESTREAM_SFU_DRAIN", s.Drain, 0, time.Hour)
+	if s.RatePerAddress < 0 {
+		f.add("SIDESTREAM_SFU_RATE_PER_ADDRESS is %d: allow some requests in a minute, or 0 for no bound", s.RatePerAddress)
+	}
+	f.token("SIDESTREAM_SFU_API_TOKEN", s.APIToken)
 	if s.PublisherGrace < 0 {
 		f.add("SIDESTREAM_SFU_PUBLISHER_GRACE is %s: give a time such as 5s, or 0", s.PublisherGrace)
 	}
@@ -260,10 +301,7 @@ func (f *faults) generic(a Adapter) {
 
 func (f *faults) gateway(g Gateway) {
 	for _, o := range g.Origins {
-		u, err := url.Parse(o)
-		if o != "*" && o != "none" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {
-			f.add("SIDESTREAM_GATEWAY_ORIGINS holds %q: write origins such as https://example.org, commas between them, or *, or none", o)
-		}
+		f.origin("SIDESTREAM_GATEWAY_ORIGINS", o, o == "*" || o == "none")
 	}
 	for _, limit := range []struct {
 		name string
@@ -292,6 +330,14 @@ func (f *faults) gateway(g Gateway) {
 	}
 }
 
+// origin checks a web origin that is not special.
+func (f *faults) origin(name, o string, special bool) {
+	u, err := url.Parse(o)
+	if !special && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil) {
+		f.add("%s holds %q: write origins such as https://example.org, or *", name, o)
+	}
+}
+
 // maxSessions is how many sessions a gateway knows at most.
 const maxSessions = 20000
 
@@ -316,10 +362,13 @@ func (f *faults) console(c Console, g Gateway) {
 func (f *faults) jwt(j JWT) {
 	f.file("SIDESTREAM_JWT_KEY_FILE", j.KeyFile, "a file with public keys or a secret")
 	f.url("SIDESTREAM_JWT_JWKS_URL", j.JWKSURL, "the URL of a JWKS document, such as https://issuer.example.org/jwks.json")
+	f.url("SIDESTREAM_JWT_WEBHOOK_URL", j.WebhookURL, "the URL of what judges tokens, such as http://auth.media:8000/sidestream")
 	switch {
 	case j.KeyFile != "" && j.JWKSURL != nil:
 		f.add("SIDESTREAM_JWT_KEY_FILE and SIDESTREAM_JWT_JWKS_URL are both set: give the keys in one place")
-	case j.KeyFile == "" && j.JWKSURL == nil && (j.Issuer != "" || j.Audience != "" || len(j.OpenPaths) > 0):
+	case j.WebhookURL != nil && (j.KeyFile != "" || j.JWKSURL != nil || j.Issuer != "" || j.Audience != ""):
+		f.add("SIDESTREAM_JWT_WEBHOOK_URL is set together with keys, an issuer or an audience: let one of them judge tokens")
+	case !j.Closed() && (j.Issuer != "" || j.Audience != "" || len(j.OpenPaths) > 0):
 		f.add("SIDESTREAM_JWT_ISSUER, _AUDIENCE or _OPEN_PATHS is set and no token is checked: set SIDESTREAM_JWT_KEY_FILE or " +
 			"SIDESTREAM_JWT_JWKS_URL too")
 	}

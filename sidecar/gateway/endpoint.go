@@ -8,16 +8,8 @@ import (
 	"strings"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/pace"
 )
-
-// DeniedError says that who asks may not do what they ask for.
-type DeniedError struct {
-	// Known is set where the token is good, and not for this.
-	Known  bool
-	Reason string // for who asked
-}
-
-func (e *DeniedError) Error() string { return e.Reason }
 
 // endpoint serves a POST that opens a session. A pinned one stays at this node.
 func (g *Gateway) endpoint(w *recorder, r *http.Request, want adapters.Request, pinned bool) {
@@ -46,7 +38,7 @@ func (g *Gateway) endpoint(w *recorder, r *http.Request, want adapters.Request, 
 	}
 	r, span := g.begin(w, r, w.kind)
 	defer span.end(w)
-	s, full := g.sessions.admit(want, addressOf(g.client(w, r)))
+	s, full := g.sessions.admit(want, pace.Key(g.client(w, r)))
 	if s != nil {
 		defer g.settled(s)
 	}
@@ -77,7 +69,7 @@ func (g *Gateway) authorized(w *recorder, r *http.Request, want adapters.Request
 		token = ""
 	}
 	err := g.o.Authorize(r.Context(), strings.TrimSpace(token), want)
-	denied, said := errors.AsType[*DeniedError](err)
+	denied, said := errors.AsType[*adapters.DeniedError](err)
 	switch {
 	case err == nil:
 		return true

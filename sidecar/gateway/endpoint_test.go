@@ -462,11 +462,11 @@ func TestAuthorize(t *testing.T) {
 			case "good":
 				return nil
 			case "narrow":
-				return &DeniedError{Known: true, Reason: "not this one"}
+				return &adapters.DeniedError{Known: true, Reason: "not this one"}
 			case "later":
 				return errors.New("no keys")
 			}
-			return &DeniedError{Reason: "no token"}
+			return &adapters.DeniedError{Reason: "no token"}
 		}
 	}
 	n := newNode(t, s, options)

@@ -103,7 +103,7 @@ type Options struct {
 	// ice-server. It must bound how long it takes. nil: none.
 	ICEServers func(ctx context.Context) []string
 	// Authorize checks the bearer token ("" where there is none) of who wants to open a session, before the server sees
-	// anything of it. Its error is a *DeniedError, or says why the token cannot be checked now. nil: the server alone decides.
+	// anything of it. Its error is a *adapters.DeniedError, or says why the token cannot be checked now. nil: the server alone decides.
 	Authorize func(ctx context.Context, token string, want adapters.Request) error
 	// SessionKey seals session URLs where Authorize is set; sessions outlive the process where it does. nil: a random one.
 	SessionKey []byte

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sidestream-dev/sidestream/adapters"
+	"github.com/sidestream-dev/sidestream/adapters/pace"
 )
 
 const (
@@ -71,25 +72,7 @@ func (g *Gateway) trusted(a netip.Addr) bool {
 // client is the address that a request comes from: the nearest one that is no proxy or peer of ours. The zero value where
 // that cannot be told.
 func (g *Gateway) client(w *recorder, r *http.Request) netip.Addr {
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	addr := from.Addr().Unmap()
-	if !w.peer && !g.trusted(addr) {
-		return addr
-	}
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for _, hop := range slices.Backward(hops) {
-		a, err := netip.ParseAddr(strings.TrimSpace(hop))
-		if err != nil {
-			break // what stands before it may be anybody's word
-		}
-		if addr = a.Unmap(); !g.trusted(addr) {
-			break
-		}
-	}
-	return addr
+	return pace.Client(r, w.peer, g.trusted)
 }
 
 // bufferPool holds what bodies are copied through.

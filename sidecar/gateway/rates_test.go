@@ -1,67 +1,10 @@
 package gateway
 
 import (
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 )
-
-func TestPace(t *testing.T) {
-	p, now := newPace(3), time.Now()
-	steps := []struct {
-		after time.Duration
-		key   string
-		wait  time.Duration
-	}{
-		{0, "a", 0},
-		{0, "a", 0},
-		{0, "a", 0},
-		{0, "a", 20 * time.Second},
-		{0, "b", 0}, // another's bucket
-		{0, "", 0},  // nobody's
-		{15 * time.Second, "a", 5 * time.Second},
-		{5 * time.Second, "a", 0},
-		{0, "a", 20 * time.Second}, // what was refused did not count
-		{time.Hour, "a", 0},
-		{0, "a", 0},
-		{0, "a", 0},
-		{0, "a", 20 * time.Second}, // no more than a minute's worth is kept
-	}
-	for i, s := range steps {
-		now = now.Add(s.after)
-		if wait := p.take(s.key, now); wait != s.wait {
-			t.Errorf("step %d: %q waits %s; want %s", i, s.key, wait, s.wait)
-		}
-	}
-	if p := newPace(0); p.take("a", now) != 0 {
-		t.Error("no bound is one")
-	}
-}
-
-// The table of those who are counted does not grow without end, and forgets first who is not to be counted any more.
-func TestPaceIsBounded(t *testing.T) {
-	p, now := newPace(1), time.Now()
-	p.most = 64
-	for i := range 1000 {
-		p.take(fmt.Sprint(i), now)
-		if len(p.full) > p.most {
-			t.Fatalf("%d keys", len(p.full))
-		}
-	}
-	p = newPace(1)
-	p.most = 8
-	for i := range 7 {
-		p.take(fmt.Sprint("old", i), now)
-	}
-	now = now.Add(time.Hour)
-	p.take("young", now)
-	p.take("new", now)
-	if p.take("young", now) == 0 || len(p.full) != 2 {
-		t.Errorf("%v", p.full)
-	}
-}
 
 func TestRates(t *testing.T) {
 	for name, tt := range map[string]struct {

@@ -93,19 +93,6 @@ func index(publish bool) int {
 	return 0
 }
 
-// addressOf is what counts as one address: of IPv6 a /64, which is one subscriber's. The zero value counts for nobody.
-func addressOf(a netip.Addr) netip.Prefix {
-	if !a.IsValid() {
-		return netip.Prefix{}
-	}
-	bits := 32
-	if a = a.Unmap(); a.Is6() {
-		bits = 64
-	}
-	p, _ := a.WithZone("").Prefix(bits) // the bits are right for the address
-	return p
-}
-
 // fullOf says whether a stream has as many plays as it may.
 func (t *sessions) fullOf(id adapters.StreamID) bool {
 	t.mu.Lock()

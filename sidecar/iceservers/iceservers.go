@@ -129,17 +129,21 @@ func CheckURL(u string) error {
 }
 
 // Links are the servers for one session as values of Link fields (RFC 9725, section 4.6). It takes at most a second.
-func (s *Servers) Links(ctx context.Context) []string {
+func (s *Servers) Links(ctx context.Context) (links []string) {
+	for _, server := range s.Session(ctx) {
+		links = append(links, whip.FormatICEServerLink(server)...)
+	}
+	return links
+}
+
+// Session are the servers for one session. It takes at most a second.
+func (s *Servers) Session(ctx context.Context) []webrtc.ICEServer {
 	servers, result, err := s.servers(ctx)
 	if err != nil && ctx.Err() == nil && s.warn.Allow() {
 		s.log.Warn("TURN credentials cannot be had", "error", err, "used", result)
 	}
 	s.results.WithLabelValues(result).Inc()
-	var links []string
-	for _, server := range servers {
-		links = append(links, whip.FormatICEServerLink(server)...)
-	}
-	return links
+	return servers
 }
 
 func (s *Servers) servers(ctx context.Context) (servers []webrtc.ICEServer, result string, err error) {

@@ -184,7 +184,7 @@ func (p *Probe) examine(ctx context.Context) {
 		return
 	}
 	steps := []func(context.Context){
-		p.tryHTTP, p.tryOpen, p.trySession, p.tryDetails, p.tryLife, p.tryCodecs, p.trySimulcast,
+		p.tryHTTP, p.tryOpen, p.trySession, p.tryDetails, p.tryLife, p.tryCodecs, p.trySimulcast, p.tryOffers, p.tryEvents,
 	}
 	if p.options.Slow {
 		steps = append([]func(context.Context){p.tryVanish, p.tryViewerVanish, p.tryHalfOpen}, steps...)

@@ -165,6 +165,9 @@ var catalogue = []struct {
 	{"HTTP", []string{
 		"http.options", "http.cors", "http.type", "http.malformed", "http.problem", "http.get", "http.location",
 	}},
+	{"Offers", []string{
+		"offer.direction", "offer.candidates", "offer.bundle", "offer.streams", "offer.partial", "offer.setup", "offer.lite",
+	}},
 	{"Sessions", []string{
 		"session.counter", "session.etag", "session.trickle", "session.ifmatch", "session.restart", "session.turn",
 		"delete.publisher", "delete.viewer", "delete.again",
@@ -172,6 +175,9 @@ var catalogue = []struct {
 	{"Streams", []string{
 		"stream.missing", "stream.wait", "stream.second", "stream.readers", "stream.end", "stream.again",
 		"stream.vanish", "stream.viewer-vanish", "stream.half-open",
+	}},
+	{"Events", []string{
+		"events.stream", "events.unknown", "events.viewercount", "events.reconnect", "events.layers", "layer.select",
 	}},
 	{"Media", []string{
 		"media.connect", "media.candidates", "media.frames", "media.audio", "media.latency",
