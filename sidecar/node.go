@@ -85,6 +85,7 @@ type node struct {
 	sources *discovery.Merged // from run on
 
 	listeners struct{ sfu, gateway, peer, admin net.Listener }
+	udp       net.PacketConn // the mesh's; nil: there is none
 
 	traces *otlp.Provider // nil: nothing is traced
 
@@ -329,12 +330,23 @@ func (n *node) openMesh() (err error) {
 	}
 	n.mesh = mesh.New(mesh.Options{
 		Catalogue: n.known, Security: n.security, Listener: n.port.GRPC(), Address: net.JoinHostPort(host, port),
-		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint,
+		Namespace: n.settings.Namespace, ClusterFingerprint: fingerprint, Datagrams: n.datagrams(),
 		Flows: n.flows, Outgrow: n.known.Outgrow, Load: n.load,
 		Handler: answers{n}, Version: version, Dial: n.around.dial, Registerer: n.registry, Tracer: n.traces.Tracer(), Logger: n.logger,
 	})
 	n.mesh.SetReady(false) // until the media server has answered
 	return nil
+}
+
+// datagrams opens the number of the peers' port for UDP too; nil where something else has it.
+func (n *node) datagrams() net.PacketConn {
+	conn, err := net.ListenPacket("udp", n.listeners.peer.Addr().String())
+	if err != nil {
+		n.logger.Info("it is not found out whether UDP passes between the peers", "error", err)
+		return nil
+	}
+	n.udp = conn
+	return conn
 }
 
 // clusterFingerprint tells clusters apart by their authority; nil where there is none.
@@ -425,6 +437,9 @@ func (n *node) close() {
 		if l != nil {
 			_ = l.Close()
 		}
+	}
+	if n.udp != nil {
+		_ = n.udp.Close()
 	}
 	if n.facade != nil {
 		_ = n.facade.Close()

@@ -451,7 +451,7 @@ func TestChecks(t *testing.T) {
 		}, odds{}, ""},
 		"pods not reached": {func(in *installation) {
 			in.unreachable = apierrors.NewServiceUnavailable("dial tcp: timeout")
-		}, odds{"peers": Skip, "relays": Skip, "media-servers": Skip}, "dial tcp: timeout"},
+		}, odds{"peers": Skip, "relays": Skip, "media-servers": Skip, "udp": Skip}, "dial tcp: timeout"},
 		"one pod not reached": {
 			func(in *installation) { in.away = "sfu-2" },
 			odds{"media-servers": Fail},
@@ -477,7 +477,11 @@ func TestChecks(t *testing.T) {
 		"peer away": {func(in *installation) {
 			in.answers["/api/status"] = Answer{Status: 200, Body: []byte(`{"cluster":"germany","version":"v1","peers":[
 				{"cluster":"singapore","address":"10.2.0.1:18443","error":"refused","conditions":["unreachable"]}]}`)}
-		}, odds{"peers": Fail, "relays": Skip}, "singapore 10.2.0.1:18443: unreachable: refused"},
+		}, odds{"peers": Fail, "udp": Skip, "relays": Skip}, "singapore 10.2.0.1:18443: unreachable: refused"},
+		"UDP does not pass": {func(in *installation) {
+			in.answers["/api/status"] = Answer{Status: 200, Body: []byte(`{"cluster":"germany","version":"v1","peers":[
+				{"cluster":"singapore","address":"10.2.0.1:18443","connected":true,"version":"v1","conditions":["datagrams-lost"]}]}`)}
+		}, odds{"udp": Fail, "relays": Skip}, "singapore 10.2.0.1:18443: packets of 1,300 bytes by UDP are not answered"},
 		"media that does not pass": {func(in *installation) {
 			in.answers["/api/status"] = Answer{Status: 200, Body: []byte(strings.Replace(healthy, `"state":"live"`, `"state":"retrying","lastError":"connect: timeout"`, 1))}
 		}, odds{"relays": Fail}, "stream show: connect: timeout"},
@@ -561,7 +565,7 @@ func TestChecks(t *testing.T) {
 		"no pods": {func(in *installation) {
 			in.objects = slices.DeleteFunc(in.objects, func(o runtime.Object) bool { _, is := o.(*corev1.Pod); return is })
 		}, odds{
-			"slice-rights": Skip, "peer-secret": Skip, "peers": Skip, "relays": Skip, "pods": Warn, "sidecars-ready": Skip, "versions": Skip,
+			"slice-rights": Skip, "peer-secret": Skip, "peers": Skip, "udp": Skip, "relays": Skip, "pods": Warn, "sidecars-ready": Skip, "versions": Skip,
 			"media-servers": Skip, "prestop": Skip, "headless-services": Skip, "services": Skip, "policy-ports": Skip, "address-permissions": Skip,
 		}, inject.Label},
 	} {

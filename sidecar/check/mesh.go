@@ -20,6 +20,9 @@ const (
 	globalNamespace = "clustermesh.cilium.io/global"
 	sourceCluster   = "multicluster.kubernetes.io/source-cluster"
 	exportedName    = "multicluster.kubernetes.io/service-name"
+
+	// datagramsLost is a sidecar's condition of a peer, which has a check of its own.
+	datagramsLost = "datagrams-lost"
 )
 
 func checkPeerService(_ context.Context, v *view) finding {
@@ -221,11 +224,12 @@ func checkPeers(_ context.Context, v *view) finding {
 				connected++
 				reached[p.Cluster] = true
 			}
-			if p.Connected && len(p.Conditions) == 0 {
+			conditions := slices.DeleteFunc(slices.Clone(p.Conditions), func(c string) bool { return c == datagramsLost }) // see checkDatagrams
+			if p.Connected && len(conditions) == 0 {
 				continue
 			}
 			who := strings.TrimSpace(p.Cluster + " " + p.Address)
-			why := strings.Join(p.Conditions, ", ")
+			why := strings.Join(conditions, ", ")
 			if p.Error != "" {
 				why = strings.TrimPrefix(why+": "+p.Error, ": ")
 			}
@@ -249,6 +253,31 @@ func checkPeers(_ context.Context, v *view) finding {
 		return warn("%d sidecars know no peers", len(all))
 	}
 	return unless(wrong, fail("%d of %d links to peers are up", connected, known), ok("%d of %d links to peers are up", connected, known))
+}
+
+// checkDatagrams asks the sidecars whether packets as large as those of media pass between them.
+func checkDatagrams(_ context.Context, v *view) finding {
+	all, f := v.answering()
+	if f != nil {
+		return *f
+	}
+	var wrong []string
+	connected := 0
+	for _, s := range all {
+		for _, p := range s.status.Peers {
+			if !p.Connected {
+				continue
+			}
+			connected++
+			if slices.Contains(p.Conditions, datagramsLost) {
+				wrong = append(wrong, fmt.Sprintf("%s, to %s: packets of 1,300 bytes by UDP are not answered", s.name(), strings.TrimSpace(p.Cluster+" "+p.Address)))
+			}
+		}
+	}
+	if connected == 0 {
+		return skip("no sidecar is connected to a peer")
+	}
+	return unless(wrong, fail("UDP does not pass on %d of %d links", len(wrong), connected), ok("nothing is known against UDP on %d links", connected))
 }
 
 // checkRelays looks whether media comes over from other nodes.

@@ -21,6 +21,7 @@ var checks = []check{
 	{"slice-rights", "bind the pods' service account to a Role with get, list and watch on endpointslices, as the chart does", checkAccounts},
 	{"peer-secret", "put a certificate and authority, or a shared key, into the Secret, alike in all clusters", checkPeerSecret},
 	{"peers", "port 18443 must be open between the pods of all clusters; docs/operations.md says what each condition means", checkPeers},
+	{"udp", "packets of 1,300 bytes must pass between the pods of all clusters: look at the MTU of the network, and let UDP 18443 in as well as the media ports", checkDatagrams},
 	{"relays", "UDP must pass from the relay's pod to the media port of the parent's server", checkRelays},
 
 	{"pods", "create them anew when they carry no streams, such as by kubectl rollout restart; events of their owners say why not", checkInjected},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -76,6 +77,7 @@ type link struct {
 	// Of the peer's cluster, empty where it has none.
 	fingerprint []byte
 	address     string
+	datagrams   bool // they can be asked of it
 	since       time.Time
 	log         *slog.Logger
 	wake        signal
@@ -86,6 +88,8 @@ type link struct {
 	reported   bool          // the reader's: that some of the peer's holds are not believed
 	sent       *announcement // the writer's: what the peer knows, once pieces are sent
 	pieces     []*pb.Frame   // the writer's: of the set that is being sent
+
+	passage passage // of datagrams; guarded by datagrams.mu
 
 	mu sync.Mutex // taken after Mesh.mu
 	// Why the link ended, once done is closed.
@@ -140,8 +144,10 @@ func (m *Mesh) newLink(stream frameStream, dialled bool, h *pb.Hello, address st
 	node := catalogue.Node{
 		ID: catalogue.NodeID(h.GetNode()), Incarnation: h.GetIncarnation(), Cluster: h.GetCluster(),
 	}
+	_, unaddressed := netip.ParseAddrPort(address)
 	return &link{
-		mesh: m, stream: stream, dialled: dialled, node: node,
+		datagrams: m.o.Datagrams != nil && unaddressed == nil && slices.Contains(h.GetFeatures(), datagramsFeature),
+		mesh:      m, stream: stream, dialled: dialled, node: node,
 		process: h.GetProcess(), connection: h.GetConnection(), version: h.GetVersion(),
 		namespace: h.GetNamespace(), fingerprint: h.GetClusterFingerprint(),
 		address: address, since: now, pace: newPace(),

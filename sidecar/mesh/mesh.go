@@ -136,6 +136,9 @@ type Options struct {
 	Handler            Handler // nil: claims and pulls are refused
 	Version            string
 	Features           []string
+	// Datagrams is a UDP socket at the number of the own peer port, by which it is found out whether UDP passes between the peers,
+	// in packets as large as those of media. Closed when Run ends. nil: it is not found out.
+	Datagrams net.PacketConn
 	// Flows says how each stream stands that a child pulls from here. It goes into the heartbeats to related nodes, and is
 	// called from the links' goroutines. nil says nothing.
 	Flows func(child catalogue.NodeID) map[adapters.StreamID]Flow
@@ -154,12 +157,13 @@ type Options struct {
 
 // Mesh is one node's connections to its peers. Its methods may be called concurrently, before, during and after Run.
 type Mesh struct {
-	o       Options
-	self    catalogue.Node
-	process []byte
-	log     *slog.Logger
-	metrics *metrics
-	awake   *awake
+	o         Options
+	self      catalogue.Node
+	process   []byte
+	log       *slog.Logger
+	metrics   *metrics
+	awake     *awake
+	datagrams *datagrams
 
 	wakeTargets  signal
 	wakeDeadline signal
@@ -213,6 +217,10 @@ func New(o Options) *Mesh {
 		reported:      map[string]struct{}{},
 		ready:         true,
 	}
+	m.datagrams = &datagrams{mesh: m, conn: o.Datagrams, asked: map[[datagramNonce]byte]*link{}}
+	if o.Datagrams != nil {
+		m.o.Features = append(slices.Clone(o.Features), datagramsFeature)
+	}
 	if o.Registerer != nil {
 		o.Registerer.MustRegister(collector{m})
 	}
@@ -241,6 +249,11 @@ func (m *Mesh) Run(ctx context.Context) error {
 	tasks.Go(func() { m.announce(loops) })
 	tasks.Go(func() { m.watchDeadlines(loops) })
 	tasks.Go(func() { m.runTargets(loops, links) })
+	if m.o.Datagrams != nil {
+		tasks.Go(m.datagrams.serve)
+		tasks.Go(func() { m.datagrams.ask(loops) })
+		context.AfterFunc(loops, func() { _ = m.o.Datagrams.Close() })
+	}
 	var failed error
 	var served chan error
 	server := m.newServer()

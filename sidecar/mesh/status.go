@@ -51,10 +51,14 @@ const (
 	unreachable          = "unreachable"
 )
 
+// DatagramsLost is the condition of a peer that is connected, and that no UDP packets of the size of media reach. It says nothing of
+// what goes over the link itself.
+const DatagramsLost = "datagrams-lost"
+
 // conditions are all of them.
 var conditions = []string{
 	clusterNameShared, clusterMismatch, certificateExpired, certificateAuthority, certificateName, plaintextMixed, tlsFailed,
-	holdsDoubted, flooding, heartbeatLost, refusedByPeer, unreachable,
+	holdsDoubted, flooding, heartbeatLost, refusedByPeer, unreachable, DatagramsLost,
 	"refused-clock", "refused-flood", "refused-frame", "refused-handshakes", "refused-holds", "refused-identity",
 	"refused-order", "refused-other", "refused-rate", "refused-stale",
 }
@@ -189,6 +193,10 @@ func (m *Mesh) oddities(l *link) []oddity {
 	if l.node.Cluster == m.self.Cluster && len(own) > 0 && len(l.fingerprint) > 0 && !bytes.Equal(own, l.fingerprint) {
 		all = append(all, oddity{clusterNameShared, slog.LevelError, "two clusters have the same name, and each pulls for both: " +
 			"give each its own SIDESTREAM_CLUSTER (after a change of the cluster's own authority this ends when all pods were restarted)"})
+	}
+	if m.datagrams.lost(l) {
+		all = append(all, oddity{DatagramsLost, slog.LevelWarn, "UDP packets of 1,300 bytes do not come through to the peer's port: media may not " +
+			"pass either. Look at the MTU of the network between the clusters, and at firewalls and policies"})
 	}
 	for addr, t := range m.targets {
 		if (addr == l.address || t.node == l.node.ID) && t.announced && t.cluster != "" && t.cluster != l.node.Cluster {
