@@ -38,7 +38,7 @@ func (c *collector) Export(_ context.Context, r *coltrace.ExportTraceServiceRequ
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, of := range r.GetResourceSpans() {
-		node, service := text(of.GetResource().GetAttributes(), "service.instance.id"), text(of.GetResource().GetAttributes(), "service.name")
+		node, service := attribute(of.GetResource().GetAttributes(), "service.instance.id"), attribute(of.GetResource().GetAttributes(), "service.name")
 		for _, scope := range of.GetScopeSpans() {
 			for _, s := range scope.GetSpans() {
 				c.spans = append(c.spans, collected{s, node, service})
@@ -48,7 +48,7 @@ func (c *collector) Export(_ context.Context, r *coltrace.ExportTraceServiceRequ
 	return &coltrace.ExportTraceServiceResponse{}, nil
 }
 
-func text(attributes []*commonpb.KeyValue, key string) string {
+func attribute(attributes []*commonpb.KeyValue, key string) string {
 	for _, a := range attributes {
 		if a.GetKey() == key {
 			if v, ok := a.GetValue().GetValue().(*commonpb.AnyValue_IntValue); ok {
@@ -153,7 +153,7 @@ func TestPullIsOneTrace(t *testing.T) {
 		}
 		switch s.GetName() {
 		case "play", "pull":
-			if status := text(s.GetAttributes(), "http.response.status_code"); status != "201" || text(s.GetAttributes(), "sidestream.stream") != stream {
+			if status := attribute(s.GetAttributes(), "http.response.status_code"); status != "201" || attribute(s.GetAttributes(), "sidestream.stream") != stream {
 				t.Errorf("%s: %v", name, s.GetAttributes())
 			}
 		}
