@@ -49,9 +49,6 @@ const (
 
 // What fails is over in time for those who watch, and leaves nothing behind.
 func TestFailures(t *testing.T) {
-	if testing.Short() {
-		t.Skip("eleven failures take seven minutes")
-	}
 	w := newWorld(t)
 	for _, link := range w.links { // what is seen is of the failures
 		p := link.Out.Params()
