@@ -108,6 +108,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	defer cancel()
 	if err := p.traces.Shutdown(bound); err != nil {
 		p.logger.Warn("last traces are lost", "error", err)
+		_ = exporter.Shutdown(bound) // breaks off what is under way, for which the SDK would go on waiting
 	}
 	return ctx.Err()
 }
