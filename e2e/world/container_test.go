@@ -107,10 +107,3 @@ func (c *container) end(s syscall.Signal) {
 		<-changed
 	}
 }
-
-// restarts is how often it was started.
-func (c *container) restarts() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.starts
-}

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -384,28 +383,6 @@ func (p *pod) published(ctx context.Context) ([]published, error) {
 	var list struct{ Streams []published }
 	err := get(ctx, p.web, p.url(8800)+"/api/streams", &list)
 	return list.Streams, err
-}
-
-// metrics are the sidecar's values.
-func (p *pod) metrics(ctx context.Context) (map[string]float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url(p.status.Admin)+"/metrics", http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := p.web.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	values := map[string]float64{}
-	for line := range strings.Lines(string(body)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if v, err := strconv.ParseFloat(value, 64); err == nil {
-			values[name] = v
-		}
-	}
-	return values, err
 }
 
 // connected waits until each of the pods has all others as peers.
