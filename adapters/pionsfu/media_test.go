@@ -104,6 +104,7 @@ func (s *sfu) tryPlayRaw(
 ) (*rawPlayer, error) {
 	t.Helper()
 	p := &rawPlayer{packets: make(chan *rtp.Packet, 10000)}
+	over := make(chan struct{}) // nobody takes packets any more
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	session, err := s.clients(t).Client.Play(ctx, s.adapter(t).Egress(adapters.StreamID(stream)),
@@ -119,7 +120,11 @@ func (s *sfu) tryPlayRaw(
 					if err != nil {
 						return
 					}
-					p.packets <- packet
+					select {
+					case p.packets <- packet:
+					case <-over:
+						return
+					}
 				}
 			})
 			for _, kind := range kinds {
@@ -142,6 +147,7 @@ func (s *sfu) tryPlayRaw(
 	}
 	p.session = session
 	t.Cleanup(func() {
+		close(over)
 		_ = session.Close(context.Background())
 		p.group.Wait()
 	})
