@@ -75,10 +75,12 @@ function showWay() {
   const stream = listed.find((s) => s.name === form.stream.value);
   const way = stream?.ways.find((w) => w.path.at(-1) === at);
   if (!session || !stream) return write($("way"), "");
-  const path = way ? way.path : [stream.origin, at];
-  const core = way?.rttMs ? ` (${number(way.rttMs)} ms between them)` : "";
-  const last = far[at] === undefined ? "" : ` (${number(far[at])} ms)`;
-  write($("way"), `The way of the stream: ${[...new Set(path)].join(" → ")}${path.length > 1 ? core : ""} → you${last}.`);
+  const path = [...new Set(way ? way.path : [stream.origin, at])];
+  // What is told is the round trip from the origin to each region; a hop's is what it adds.
+  const upTo = (i) => (i < 1 ? 0 : stream.ways.find((w) => w.path.join(" ") === path.slice(0, i + 1).join(" "))?.rttMs);
+  const words = (name, ms) => (ms > 0 ? `${name} (${number(ms)} ms)` : name);
+  const hops = path.map((name, i) => words(name, upTo(i) - upTo(i - 1)));
+  write($("way"), `The way of the stream, with each hop’s round trip: ${[...hops, words("you", far[at])].join(" → ")}.`);
   return undefined;
 }
 

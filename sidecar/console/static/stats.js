@@ -15,8 +15,9 @@ export const figures = [
   { key: "freezeMs", label: "Frozen", unit: "ms in a second", plot: true },
   { key: "freezes", label: "Freezes so far", unit: "" },
   { key: "freezeSeconds", label: "Frozen so far", unit: "s", digits: 1 },
-  { key: "dropped", label: "Frames dropped so far", unit: "" },
-  { key: "keyFrames", label: "Key frames so far", unit: "" },
+  { key: "height", label: "Height of the picture", unit: "pixels", plot: true },
+  { key: "dropped", label: "Frames dropped so far", unit: "frames", plot: true, with: "keyFrames" },
+  { key: "keyFrames", label: "Key frames so far", unit: "frames" },
   { key: "packets", label: "Packets", unit: "per second", plot: true },
   { key: "latencyMs", label: "Since the capture", unit: "ms", plot: true },
   { key: "jitterMs", label: "Jitter", unit: "ms", digits: 1 },
@@ -75,7 +76,7 @@ export function second(now, before) {
     bufferMs: seconds && emitted ? 1000 * rise("jitterBufferDelay") / emitted : undefined,
     fps: each(rise("framesDecoded")),
     freezeMs: seconds ? Math.min(1000 * (rise("totalFreezesDuration") ?? 0) / seconds, 1000 * seconds) : undefined,
-    freezes: video.freezeCount, freezeSeconds: video.totalFreezesDuration, dropped: video.framesDropped, keyFrames: video.keyFramesDecoded,
+    freezes: video.freezeCount, freezeSeconds: video.totalFreezesDuration, height: video.frameHeight, dropped: video.framesDropped, keyFrames: video.keyFramesDecoded,
     latencyMs: latency(video), jitterMs: video.jitter === undefined ? undefined : video.jitter * 1000,
   };
 }
