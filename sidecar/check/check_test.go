@@ -626,7 +626,7 @@ func TestNames(t *testing.T) {
 		got = append(got, c.id)
 	}
 	want := strings.Fields(`api-version rights clocks webhook webhook-namespace webhook-authority webhook-certificate injector-ready
-		injection peer-service peer-service-global slice-sync namespace-global slices slice-rights peer-secret peers relays pods
+		injection peer-service peer-service-global slice-sync namespace-global slices slice-rights peer-secret peers udp relays pods
 		sidecars-ready versions media-servers prestop headless-services services policy-ports address-permissions`)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
