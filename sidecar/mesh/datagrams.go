@@ -43,7 +43,7 @@ type datagrams struct {
 	mesh *Mesh
 	conn net.PacketConn
 
-	mu    sync.Mutex
+	mu    sync.Mutex // taken after Mesh.mu
 	asked map[[datagramNonce]byte]*link
 }
 
@@ -106,12 +106,12 @@ func (d *datagrams) ask(ctx context.Context) {
 	}
 }
 
-// due are the links whose peers are to be asked now.
+// due are the links whose peers are to be asked now. Those whose peers have not answered are reported.
 func (d *datagrams) due(now time.Time) (due []*link) {
 	d.mesh.mu.Lock()
 	defer d.mesh.mu.Unlock()
+	var lost []*link
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	for nonce, l := range d.asked {
 		if l.ended() {
 			delete(d.asked, nonce)
@@ -123,17 +123,20 @@ func (d *datagrams) due(now time.Time) (due []*link) {
 			continue
 		}
 		delete(d.asked, l.passage.nonce)
-		if l.passage.next = now.Add(datagramRetry); l.passage.tries >= datagramTries {
-			l.passage.next = now.Add(datagramPeriod)
-			l.passage.tries = 0
-			l.passage.lost = true
-			d.mesh.report(l)
+		if l.passage.tries >= datagramTries {
+			l.passage = passage{next: now.Add(datagramPeriod), lost: true}
+			lost = append(lost, l)
 			continue
 		}
+		l.passage.next = now.Add(datagramRetry)
 		l.passage.tries++
 		_, _ = rand.Read(l.passage.nonce[:]) // never fails
 		d.asked[l.passage.nonce] = l
 		due = append(due, l)
+	}
+	d.mu.Unlock()
+	for _, l := range lost {
+		d.mesh.report(l)
 	}
 	return due
 }

@@ -113,7 +113,9 @@ func TestDatagramsOfStrangers(t *testing.T) {
 		t.Errorf("the first answer has %d bytes and is for question %d: %v", n, b[0], err)
 	}
 	l := &link{process: []byte("the peer")}
+	d.mu.Lock()
 	d.asked[[datagramNonce]byte(nonce)] = l
+	d.mu.Unlock()
 	if d.answered([datagramNonce]byte(nonce), seal([]byte("somebody"), "answer", nonce)) != nil ||
 		d.answered([datagramNonce]byte(nonce), seal([]byte("the peer"), "question", nonce)) != nil ||
 		d.answered([datagramNonce]byte(nonce), seal([]byte("the peer"), "answer", nonce)) != l ||
