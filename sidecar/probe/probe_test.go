@@ -275,13 +275,7 @@ func TestSignallingFaults(t *testing.T) {
 			map[string]Verdict{"session.trickle": Warn, "session.restart": Warn, "delete.publisher": OK},
 		},
 		"any PATCH": {
-			answerAll(http.MethodPatch, func(w http.ResponseWriter, r *http.Request, n int) bool {
-				if n > 3 {
-					return false
-				}
-				w.WriteHeader(http.StatusNoContent)
-				return true
-			}), session,
+			answerAll(http.MethodPatch, status(http.StatusNoContent)), session,
 			map[string]Verdict{"session.trickle": OK, "session.ifmatch": Warn, "session.restart": Warn},
 		},
 		"restart of nothing": {
