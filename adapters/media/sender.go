@@ -328,8 +328,8 @@ func (s *Sender) noteNumberLocked() {
 	s.numbered[seq%guardSlots] = numbered{seq: seq, sent: true, number: s.number}
 }
 
-// asItWasLocked says whether a packet can be sent again without RTX: to the bit as it was. SRTP encrypts it by the same nonce, which
-// must never be used for anything else (RFC 7714, section 8.4).
+// asItWasLocked says whether a packet can be sent again without RTX: to the bit as it was, for which s.number is made that of the first
+// time. SRTP encrypts it by the same nonce, which must never be used for anything else (RFC 7714, section 8.4).
 func (s *Sender) asItWasLocked(seq uint16) bool {
 	if s.renamed && int16(seq-s.renamedAt) < 0 && s.packet.Header.Extension {
 		return false

@@ -109,19 +109,12 @@ func (s *Server) addLinks(ctx context.Context, h http.Header) {
 
 // serveConfig tells the ICE servers in the form of an RTCConfiguration, for clients that cannot read Link.
 func (s *Server) serveConfig(w http.ResponseWriter, r *http.Request) {
-	const methods = "OPTIONS, GET, HEAD"
+	if !s.isRead(w, r) {
+		return
+	}
 	c := claim{scope: scopePlay, stream: adapters.StreamID(r.URL.Query().Get("stream"))}
 	if s.access.judge(tokenOf(r), scopePublish) == allowed || r.URL.Query().Has("publish") {
 		c.scope = scopePublish
-	}
-	switch r.Method {
-	case http.MethodOptions:
-		s.serveOptions(w, r, methods, nil)
-		return
-	case http.MethodGet, http.MethodHead:
-	default:
-		notAllowed(w, methods)
-		return
 	}
 	if s.access.authorize != nil && c.stream.Validate() != nil && s.access.judge(tokenOf(r), c.scope) != allowed {
 		s.refuse(w, &refusal{
@@ -149,6 +142,20 @@ func (s *Server) serveConfig(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", contentJSON)
 	w.Header().Set("Cache-Control", "no-store")
 	_ = json.NewEncoder(w).Encode(answer) // an error here is a caller that has gone
+}
+
+// isRead answers all but GET and HEAD, and says whether it is one of the two.
+func (s *Server) isRead(w http.ResponseWriter, r *http.Request) bool {
+	const methods = "OPTIONS, GET, HEAD"
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		return true
+	case http.MethodOptions:
+		s.serveOptions(w, r, methods, nil)
+	default:
+		notAllowed(w, methods)
+	}
+	return false
 }
 
 func notAllowed(w http.ResponseWriter, methods string) {

@@ -18,14 +18,14 @@ const (
 	spare = 5
 )
 
-// rate measures the bit rate of a layer over the last full second. One goroutine adds.
-type rate struct {
+// meter measures the bit rate of a layer over the last full second. One goroutine adds.
+type meter struct {
 	began time.Time
 	bytes int
 	bits  atomic.Int64 // per second, as measured last
 }
 
-func (r *rate) add(now time.Time, bytes int) {
+func (r *meter) add(now time.Time, bytes int) {
 	switch passed := now.Sub(r.began); {
 	case r.began.IsZero():
 		r.began = now

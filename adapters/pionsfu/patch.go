@@ -115,7 +115,7 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request, session *session)
 			"Who has answered an offer cannot restart it here; if the network is gone, DELETE the session and POST anew.",
 		}
 	}
-	if !session.mayRestart(time.Now()) {
+	if !session.restarts.Allow() {
 		return &refusal{http.StatusTooManyRequests, "restart", "Too many restarts of ICE", "The session goes on as before; wait a little."}
 	}
 	fragment, err := session.restart(r.Context(), s, p)
@@ -128,18 +128,6 @@ func (s *Server) patch(w http.ResponseWriter, r *http.Request, session *session)
 	w.Header().Set("Cache-Control", "no-store")
 	_, _ = w.Write(fragment.Marshal()) // an error here is a client that will ask again
 	return nil
-}
-
-// mayRestart counts a restart of ICE, and says false where there are too many.
-func (s *session) mayRestart(now time.Time) bool {
-	if s.settled.Before(now) {
-		s.settled = now
-	}
-	if s.settled.Sub(now) >= restartBurst*restartEvery {
-		return false
-	}
-	s.settled = s.settled.Add(restartEvery)
-	return true
 }
 
 // ice is what the ICE session is called, and what the client has said of it.

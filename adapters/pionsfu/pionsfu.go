@@ -27,6 +27,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/ice/v4"
@@ -129,6 +130,7 @@ type Server struct {
 	started  chan struct{} // closed when Run runs
 	stopped  chan struct{} // closed when Run begins to end
 
+	ran       atomic.Bool
 	mu        sync.Mutex // held where one of the two is closed
 	transport media.Transport
 	drain     chan struct{}  // closed while the server is about to leave
@@ -235,7 +237,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if transport.Logger == nil {
 		transport.Logger = s.logger
 	}
-	if isClosed(s.started) {
+	if !s.ran.CompareAndSwap(false, true) {
 		return errors.New("run pionsfu: has been run before")
 	}
 	s.askSTUN(ctx)

@@ -62,7 +62,7 @@ type layer struct {
 	report  atomic.Pointer[media.SenderReport]
 
 	mu   sync.Mutex // held while a packet is taken: two sources may be there for a moment
-	rate rate
+	rate meter
 	edge edge // without pictures
 }
 

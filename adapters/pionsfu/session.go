@@ -14,6 +14,7 @@ import (
 
 	"github.com/pion/sdp/v3"
 	"github.com/pion/webrtc/v4"
+	"golang.org/x/time/rate"
 
 	"github.com/sidestream-dev/sidestream/adapters"
 	"github.com/sidestream-dev/sidestream/adapters/media"
@@ -49,8 +50,8 @@ type session struct {
 	removed  chan struct{} // closed when the registry has forgotten the session
 	freed    chan struct{} // closed when nothing of it is left
 
-	patching sync.Mutex // held while the ICE session is changed by a PATCH
-	settled  time.Time  // likewise; when all restarts of ICE have been made up for
+	patching sync.Mutex    // held while the ICE session is changed by a PATCH
+	restarts *rate.Limiter // of ICE
 
 	mu       sync.Mutex
 	etag     string // names the ICE session (RFC 9725, section 4.3.1)
@@ -82,6 +83,7 @@ func newSession(id string, stream adapters.StreamID, publish bool) *session {
 	return &session{
 		id: id, etag: newETag(), stream: stream, publish: publish,
 		answered: latch{c: make(chan struct{})}, up: latch{c: make(chan struct{})}, lost: latch{c: make(chan struct{})}, deleted: latch{c: make(chan struct{})},
+		restarts: rate.NewLimiter(rate.Every(restartEvery), restartBurst),
 		replaced: make(chan struct{}), removed: make(chan struct{}), freed: make(chan struct{}),
 	}
 }

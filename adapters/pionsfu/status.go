@@ -79,14 +79,7 @@ func (l streamList) adapt() []adapters.Stream {
 
 // serveStreams lists the streams, once or for as long as the client listens.
 func (s *Server) serveStreams(w http.ResponseWriter, r *http.Request) {
-	const methods = "OPTIONS, GET, HEAD"
-	switch r.Method {
-	case http.MethodOptions:
-		s.serveOptions(w, r, methods, nil)
-		return
-	case http.MethodGet, http.MethodHead:
-	default:
-		notAllowed(w, methods)
+	if !s.isRead(w, r) {
 		return
 	}
 	if !s.admit(w, r, claim{scope: scopeAPI}) {

@@ -46,10 +46,16 @@ func (r *road) run(ctx context.Context) error {
 }
 
 func (r *road) carry(ctx context.Context, near net.Conn) {
+	Carry(ctx, near, func(ctx context.Context) (net.Conn, error) { return r.dial(ctx, "tcp", r.to) })
+}
+
+// Carry carries bytes between a connection and one that it dials, until either ends or ctx does; both are closed then. Where the
+// other cannot be dialled, that is the end.
+func Carry(ctx context.Context, near net.Conn, dial func(context.Context) (net.Conn, error)) {
 	defer near.Close()
-	far, err := r.dial(ctx, "tcp", r.to)
+	far, err := dial(ctx)
 	if err != nil {
-		return // the sync dials again
+		return
 	}
 	defer far.Close()
 	stop := context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })

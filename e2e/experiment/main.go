@@ -237,16 +237,16 @@ func (e *experiment) measure(ctx context.Context, seed uint64, origin, edge *wan
 		return nil
 	}
 	// The same seed for the same path's place: player and browser lose alike, not the same packets.
-	errs = append(errs,
+	begun := errors.Join(
 		watch("player", "direct", origin, e.far, 1, e.count), watch("player", "edge", edge, e.near, 2, e.count))
 	if browser := findBrowser(); browser != "" {
 		in := func(ctx context.Context, h *wan.Host, address string, r *result) error {
 			return e.browse(ctx, browser, h, address, r)
 		}
-		errs = append(errs, watch("Chromium", "direct", origin, e.far, 3, in), watch("Chromium", "edge", edge, e.near, 4, in))
+		begun = errors.Join(begun, watch("Chromium", "direct", origin, e.far, 3, in), watch("Chromium", "edge", edge, e.near, 4, in))
 	}
 	group.Wait()
-	return results, errors.Join(errs...)
+	return results, errors.Join(append(errs, begun)...)
 }
 
 // result is what one viewer saw.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/sidestream-dev/sidestream/e2e/bed"
 	"github.com/sidestream-dev/sidestream/e2e/inside"
 	"github.com/sidestream-dev/sidestream/e2e/wan"
 	"github.com/sidestream-dev/sidestream/injector/inject"
@@ -155,28 +155,9 @@ func relayTo(w *world, l net.Listener, dial func(context.Context) (net.Conn, err
 			if err != nil {
 				return
 			}
-			carriers.Go(func() { carry(ctx, near, dial) })
+			carriers.Go(func() { bed.Carry(ctx, near, dial) })
 		}
 	})
-}
-
-func carry(ctx context.Context, near net.Conn, dial func(context.Context) (net.Conn, error)) {
-	defer near.Close()
-	far, err := dial(ctx)
-	if err != nil {
-		return
-	}
-	defer far.Close()
-	stop := context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
-	defer stop()
-	var back sync.WaitGroup
-	back.Go(func() {
-		_, _ = io.Copy(near, far)
-		_ = near.Close()
-	})
-	_, _ = io.Copy(far, near)
-	_ = far.Close()
-	back.Wait()
 }
 
 // start runs a container as the pod says, in a root of its own with nothing but its program and volumes in it.

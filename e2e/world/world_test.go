@@ -231,39 +231,35 @@ func retry(ctx context.Context, try func(context.Context) error) error {
 
 // wants asks for a status.
 func wants(ctx context.Context, client *http.Client, address string, status int) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != status {
-		return fmt.Errorf("%s: %s: %s", address, resp.Status, body)
-	}
-	return nil
+	_, err := fetch(ctx, client, address, status)
+	return err
 }
 
 func get(ctx context.Context, client *http.Client, address string, into any) error {
+	body, err := fetch(ctx, client, address, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(body, into)
+}
+
+func fetch(ctx context.Context, client *http.Client, address string, status int) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, http.NoBody)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", address, resp.Status)
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != status {
+		return nil, fmt.Errorf("%s: %s: %s", address, resp.Status, body)
 	}
-	return json.NewDecoder(resp.Body).Decode(into)
+	return body, err
 }
 
 // door is what kube-proxy makes of the Service: one of its ready endpoints, another at each attempt. While the API server is away

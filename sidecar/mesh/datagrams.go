@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 )
@@ -95,8 +94,10 @@ func (d *datagrams) ask(ctx context.Context) {
 	tick := time.NewTicker(datagramRetry)
 	defer tick.Stop()
 	for {
-		for _, l := range d.due(time.Now()) {
-			d.askOne(l)
+		for nonce, l := range d.due(time.Now()) {
+			b := make([]byte, datagramSize)
+			copy(b[copy(b, nonce[:]):], seal(l.process, "question", nonce[:]))
+			_, _ = d.conn.WriteTo(b, net.UDPAddrFromAddrPort(l.datagrams)) // that it cannot be sent is seen by the answer that is missing
 		}
 		select {
 		case <-ctx.Done():
@@ -106,10 +107,11 @@ func (d *datagrams) ask(ctx context.Context) {
 	}
 }
 
-// due are the links whose peers are to be asked now. Those whose peers have not answered are reported.
-func (d *datagrams) due(now time.Time) (due []*link) {
+// due are the links whose peers are to be asked now, by the nonces of the questions. Those whose peers have not answered are reported.
+func (d *datagrams) due(now time.Time) map[[datagramNonce]byte]*link {
 	d.mesh.mu.Lock()
 	defer d.mesh.mu.Unlock()
+	due := map[[datagramNonce]byte]*link{}
 	var lost []*link
 	d.mu.Lock()
 	for nonce, l := range d.asked {
@@ -119,7 +121,7 @@ func (d *datagrams) due(now time.Time) (due []*link) {
 	}
 	for _, p := range d.mesh.peers {
 		l := p.primary
-		if l == nil || !l.datagrams || now.Before(l.passage.next) {
+		if l == nil || !l.datagrams.IsValid() || now.Before(l.passage.next) {
 			continue
 		}
 		delete(d.asked, l.passage.nonce)
@@ -132,26 +134,13 @@ func (d *datagrams) due(now time.Time) (due []*link) {
 		l.passage.tries++
 		_, _ = rand.Read(l.passage.nonce[:]) // never fails
 		d.asked[l.passage.nonce] = l
-		due = append(due, l)
+		due[l.passage.nonce] = l
 	}
 	d.mu.Unlock()
 	for _, l := range lost {
 		d.mesh.report(l)
 	}
 	return due
-}
-
-func (d *datagrams) askOne(l *link) {
-	to, err := netip.ParseAddrPort(l.address)
-	if err != nil {
-		return // newLink has seen that it is one
-	}
-	b := make([]byte, datagramSize)
-	d.mu.Lock()
-	nonce := l.passage.nonce
-	d.mu.Unlock()
-	copy(b[copy(b, nonce[:]):], seal(l.process, "question", nonce[:]))
-	_, _ = d.conn.WriteTo(b, net.UDPAddrFromAddrPort(to)) // that it cannot be sent is seen by the answer that is missing
 }
 
 // lost says whether datagrams do not pass to a link's peer, as far as this is known.

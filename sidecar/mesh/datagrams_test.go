@@ -10,14 +10,19 @@ import (
 	"github.com/sidestream-dev/sidestream/sidecar/catalogue"
 )
 
-// udp opens the number of a listener's port for UDP too.
-func udp(t *testing.T, l net.Listener) net.PacketConn {
+// twoDoors opens a port that is free for TCP and UDP.
+func twoDoors(t *testing.T) (net.Listener, net.PacketConn) {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", l.Addr().String())
-	if err != nil {
-		t.Skip("the port is another's by UDP:", err)
+	for {
+		conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := net.Listen("tcp", conn.LocalAddr().String()); err == nil {
+			return l, conn
+		}
+		_ = conn.Close() // somebody has the number by TCP
 	}
-	return conn
 }
 
 // deaf is a path on which only small packets pass.
@@ -55,9 +60,9 @@ func TestDatagrams(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			la, lb := listenLoopback(t, "127.0.0.1:0"), listenLoopback(t, "127.0.0.1:0")
-			ua, ub := test.path(udp(t, la)), udp(t, lb)
-			a := start(t, config{id: "a", listener: la, options: func(o *Options) { o.Datagrams = ua }})
+			la, ua := twoDoors(t)
+			lb, ub := twoDoors(t)
+			a := start(t, config{id: "a", listener: la, options: func(o *Options) { o.Datagrams = test.path(ua) }})
 			b := start(t, config{id: "b", listener: lb, options: func(o *Options) { o.Datagrams = ub }})
 			a.SetPeers(at(lb.Addr().String()))
 			b.book.publish(1, "show")

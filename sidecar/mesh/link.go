@@ -77,7 +77,7 @@ type link struct {
 	// Of the peer's cluster, empty where it has none.
 	fingerprint []byte
 	address     string
-	datagrams   bool // they can be asked of it
+	datagrams   netip.AddrPort // where they are answered; the zero value: nowhere, or behind a name
 	since       time.Time
 	log         *slog.Logger
 	wake        signal
@@ -144,9 +144,12 @@ func (m *Mesh) newLink(stream frameStream, dialled bool, h *pb.Hello, address st
 	node := catalogue.Node{
 		ID: catalogue.NodeID(h.GetNode()), Incarnation: h.GetIncarnation(), Cluster: h.GetCluster(),
 	}
-	_, unaddressed := netip.ParseAddrPort(address)
+	var datagrams netip.AddrPort
+	if m.o.Datagrams != nil && slices.Contains(h.GetFeatures(), datagramsFeature) {
+		datagrams, _ = netip.ParseAddrPort(address)
+	}
 	return &link{
-		datagrams: m.o.Datagrams != nil && unaddressed == nil && slices.Contains(h.GetFeatures(), datagramsFeature),
+		datagrams: datagrams,
 		mesh:      m, stream: stream, dialled: dialled, node: node,
 		process: h.GetProcess(), connection: h.GetConnection(), version: h.GetVersion(),
 		namespace: h.GetNamespace(), fingerprint: h.GetClusterFingerprint(),
